@@ -1,0 +1,1 @@
+"""Data sets in, normalised arrays out: readers, checks, fingerprint, plan, preprocessing, sampling."""

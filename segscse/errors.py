@@ -1,0 +1,49 @@
+"""Errors that a user can act on: every one says what, got, allowed and the remedy in a single line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SegscseError(Exception):
+    """Base of every error that segscse raises on purpose; the command line prints it as one line, exit code 2."""
+
+
+class InputError(SegscseError, ValueError):
+    """Something the user gave is wrong: a file, a data set, a configuration value or an argument.
+
+    Args:
+        problem: what is wrong, with the value that was got and the values that are allowed.
+        file: the file or folder concerned, when there is one.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, problem: str, *, file: str | Path | None = None, remedy: str = "") -> None:
+        self.problem = problem
+        self.file = None if file is None else str(file)
+        self.remedy = remedy
+        parts = [f"{file}: {problem}" if file is not None else problem, remedy]
+        super().__init__(". ".join(part.rstrip(".") for part in parts if part) + ".")
+
+
+class Interrupted(SegscseError):
+    """A signal asked a long piece of work to stop; what was finished is on disk.
+
+    Args:
+        signum: the signal's number; the exit code is 128 + signum (130 for SIGINT, 143 for SIGTERM).
+        message: where the usable result lies and how to resume.
+    """
+
+    def __init__(self, signum: int, message: str) -> None:
+        self.signum = signum
+        super().__init__(message)
+
+
+def choose(kind: str, got: str, allowed: object) -> InputError:
+    """Return the error for a name that is not in a registry, with the closest match as the remedy."""
+    from difflib import get_close_matches
+
+    names = sorted(str(name) for name in allowed)  # type: ignore[attr-defined]
+    close = get_close_matches(got, names, n=1)
+    remedy = f"Did you mean {close[0]!r}?" if close else ""
+    return InputError(f"unknown {kind} {got!r}; allowed: {', '.join(names)}", remedy=remedy)

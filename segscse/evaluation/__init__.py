@@ -1,0 +1,1 @@
+"""Evaluation: overlap, distances, paired comparison and the report; numpy and scipy, no torch."""

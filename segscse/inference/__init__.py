@@ -1,0 +1,1 @@
+"""Inference: sliding windows, the predictor and the model folder that it reads."""

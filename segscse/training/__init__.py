@@ -1,0 +1,1 @@
+"""Training: losses, the Lightning module, the time budget and the run folder."""
