@@ -1,0 +1,281 @@
+"""ExperimentConfig: what a person chooses; strict, typed, frozen. What the data imply is the plan's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+import yaml
+from cyclopts.config import Dict
+
+from segscse.errors import InputError
+from segscse.files import write_text
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """Attention block by position, each a name that `segscse.attention.ATTENTION` lists."""
+
+    encoder: str = "scse"
+    """After the last non-linearity of every encoder stage, before pooling and skip."""
+    bottleneck: str = "none"
+    """After the deepest stage."""
+    decoder: str = "scse"
+    """After the last non-linearity of every decoder stage."""
+    skip: str = "none"
+    """On every skip connection, before concatenation."""
+    reduction: int | None = None
+    """Channel reduction of the blocks that have one (SE, scSE, CBAM, ...); each block's own default if not given."""
+
+    def __post_init__(self) -> None:
+        _require(self.reduction is None or self.reduction >= 1, "model.attention.reduction", self.reduction, ">= 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The network."""
+
+    spatial_dims: Literal[2, 3] = 3
+    """2 trains on slices, 3 on volumes."""
+    block: Literal["plain", "residual"] = "plain"
+    """Two convolutions a stage, or two with a shortcut."""
+    base_features: int = 16
+    """Channels of the first stage; they double from stage to stage."""
+    max_features: int = 320
+    """Upper limit to the channels of a stage."""
+    deep_supervision: bool = True
+    """Also learn from the coarser decoder stages."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.spatial_dims in (2, 3), "model.spatial_dims", self.spatial_dims, "2 or 3")
+        _require(self.base_features >= 4, "model.base_features", self.base_features, ">= 4")
+        _require(self.max_features >= self.base_features, "model.max_features", self.max_features, ">= base_features")
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """What planning takes as given, and how cases are split and sampled."""
+
+    modality: Literal["auto", "ct", "mr"] = "auto"
+    """`ct` clips and scales by the data set's intensities, `mr` normalises each image by itself."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Voxel size to train at, in canonical axis order (R, A, S); planned from the data if not given."""
+    max_patch_voxels: int = 300_000
+    """Upper limit to a 3D patch; 2D patches take whole slices up to 512 x 512."""
+    batch_size: int | None = None
+    """Patches a step; planned if not given."""
+    folds: int = 5
+    """Number of cross-validation folds (fewer when there are fewer subjects)."""
+    split_seed: int = 12345
+    """Seed of the shuffle before the split; nnU-Net's, so that folds compare."""
+    foreground_share: float = 0.33
+    """Share of patches that are centred on a foreground voxel."""
+    cache_gb: float = 4.0
+    """Decoded cases stay in memory up to this size, on disk beyond."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_patch_voxels >= 4096, "data.max_patch_voxels", self.max_patch_voxels, ">= 4096")
+        _require(self.batch_size is None or self.batch_size >= 1, "data.batch_size", self.batch_size, ">= 1")
+        _require(self.folds >= 2, "data.folds", self.folds, ">= 2")
+        _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "between 0 and 1")
+        _require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, ">= 0")
+        if self.spacing_mm is not None:
+            _require(min(self.spacing_mm) > 0, "data.spacing_mm", self.spacing_mm, "> 0 on every axis")
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """Random changes to training patches; a probability of 0 switches one off."""
+
+    rotation_deg: float = 30.0
+    """Largest rotation about each axis in the plane of equal spacing."""
+    scale: tuple[float, float] = (0.7, 1.4)
+    """Range of the zoom factor."""
+    spatial_p: float = 0.3
+    """Probability of a rotation, and of a zoom."""
+    mirror: bool = True
+    """Mirror along the axes that the plan allows."""
+    noise_p: float = 0.1
+    """Probability of Gaussian noise."""
+    blur_p: float = 0.1
+    """Probability of Gaussian blur."""
+    brightness_p: float = 0.15
+    """Probability of a brightness factor."""
+    contrast_p: float = 0.15
+    """Probability of a contrast factor."""
+    low_resolution_p: float = 0.15
+    """Probability of simulated low resolution."""
+    gamma_p: float = 0.3
+    """Probability of a gamma curve."""
+
+    def __post_init__(self) -> None:
+        for name in ("spatial", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma"):
+            value = getattr(self, f"{name}_p")
+            _require(0 <= value <= 1, f"augment.{name}_p", value, "between 0 and 1")
+        _require(0 < self.scale[0] <= self.scale[1], "augment.scale", self.scale, "low <= high, both > 0")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimConfig:
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum 0.99."""
+    lr: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 1e-2
+    """Decoupled (AdamW) or L2 (SGD) weight decay."""
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
+    warmup: float = 0.05
+    """Share of the run in which the rate rises linearly."""
+    clip_norm: float = 12.0
+    """Largest norm of the gradient."""
+    ema_decay: float = 0.998
+    """Decay of the moving average of the weights that is validated and exported; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "optim.lr", self.lr, "> 0")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
+        _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
+        _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "> 0")
+        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """The length of a run and the hardware that it uses."""
+
+    budget: str = "30m"
+    """Time for training with its validations, such as 90s, 20m or 2h; the schedule is sized to it."""
+    max_steps: int | None = None
+    """Number of optimiser steps; when given, it takes the place of the budget and makes runs repeatable."""
+    validations: int = 5
+    """How often the validation cases are segmented as whole volumes during the run."""
+    patience: int | None = None
+    """Stop after this many validations without a better Dice; never if not given."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 mixed precision where the hardware computes in it, else 32 bit."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train."""
+    seed: int = 0
+    """Seed of the weights, the sampling and the augmentation."""
+    checkpoint_every: str = "5m"
+    """A resumable checkpoint is written at least this often."""
+
+    def __post_init__(self) -> None:
+        parse_duration(self.budget, "train.budget")
+        parse_duration(self.checkpoint_every, "train.checkpoint_every")
+        _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, ">= 1")
+        _require(self.validations >= 1, "train.validations", self.validations, ">= 1")
+        _require(self.patience is None or self.patience >= 1, "train.patience", self.patience, ">= 1")
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentConfig:
+    """Everything that a person chooses about an experiment."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+# On the command line the sections stand at the top: `--model.block`, not `--config.model.block`.
+FlatConfig = Annotated[ExperimentConfig, cyclopts.Parameter(name="*")]
+
+
+def parse_duration(text: str, name: str = "duration") -> float:
+    """Return seconds for `90s`, `20m`, `1.5h` or a bare number of seconds.
+
+    Raises:
+        InputError: the text is no positive duration.
+    """
+    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], None)
+    try:
+        seconds = float(text[:-1]) * factor if factor else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"{name} must be a duration such as 90s, 20m or 2h, got {text!r}")
+    return seconds
+
+
+def load_config(
+    *paths: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> ExperimentConfig:
+    """Read configurations and merge them left to right, then apply `overrides`.
+
+    Args:
+        *paths: YAML files, or nested mappings in their place.
+        overrides: nested mapping that wins over all files.
+
+    Raises:
+        InputError: a file cannot be read, a key is unknown, or a value is not allowed; the file is named.
+    """
+    sources = [(path, path) if isinstance(path, Mapping) else (read_yaml(path), path) for path in paths]
+    if overrides:
+        sources.append((overrides, overrides))
+    readers = [
+        Dict(dict(values), source="overrides" if isinstance(origin, Mapping) else str(origin))
+        for values, origin in reversed(sources)
+    ]
+    app = cyclopts.App(config=readers, result_action="return_value", help_flags=[], version_flags=[])
+
+    @app.default
+    def build(*, config: FlatConfig = ExperimentConfig()) -> ExperimentConfig:  # noqa: B008, frozen
+        return config
+
+    try:
+        return app([], exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        raise InputError(one_line(error), remedy="See configs/ for examples") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's text on a single line."""
+    return " ".join(str(error).split())
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read one YAML file of settings; only plain values can come out of it.
+
+    Raises:
+        InputError: the file cannot be read or does not hold a mapping.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as stream:
+            values = yaml.safe_load(stream)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is not valid YAML ({one_line(error)})", file=path, remedy="Correct the file") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError("must hold settings such as `model:`", file=path, remedy="See configs/ for examples")
+    return values
+
+
+def save_config(path: str | Path, config: ExperimentConfig) -> None:
+    """Write the whole configuration as YAML, atomically; `load_config` reads it back equal."""
+    write_text(path, yaml.safe_dump(to_builtin(asdict(config)), sort_keys=False))
+
+
+def to_builtin(value: Any) -> Any:
+    """Return nested dataclass values as plain lists, dicts and scalars, for YAML and JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): to_builtin(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [to_builtin(item) for item in value]
+    return value
+
+
+def _require(good: bool, name: str, got: Any, allowed: str) -> None:
+    if not good:
+        raise InputError(f"{name} must be {allowed}, got {got!r}")

@@ -1,0 +1,95 @@
+"""Fingerprint: what a data set is, in numbers small enough to keep with every run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from segscse.data.examine import CaseFacts
+from segscse.data.index import DatasetIndex
+from segscse.files import digest
+
+# At most this many foreground intensities per channel enter the data set's percentiles.
+POOLED_SAMPLES = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStats:
+    """Foreground intensities of one channel over the data set."""
+
+    name: str
+    mean: float
+    std: float
+    percentile_00_5: float
+    percentile_99_5: float
+    minimum: float
+    maximum: float
+    whole_numbers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """A data set's cases, voxel sizes, labels and intensities.
+
+    Attributes:
+        cases: case ids, sorted; `shapes` and `spacings_mm` follow their order, axes as in RAS.
+        labels: id to name, background first, as they stand in the files.
+        label_voxels: voxels per label id over the data set.
+        channels: one entry per image channel.
+        content: digest over the voxels of all images and over the label counts.
+    """
+
+    cases: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    spacings_mm: tuple[tuple[float, ...], ...]
+    labels: Mapping[int, str]
+    label_voxels: Mapping[int, int]
+    channels: tuple[ChannelStats, ...]
+    content: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready value."""
+        return asdict(self)
+
+
+def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerprint:
+    """Sum up the facts of all cases; `facts` must not be empty."""
+    facts = sorted(facts, key=lambda fact: fact.case)
+    voxels: dict[int, int] = {}
+    for fact in facts:
+        for label, count in fact.label_counts.items():
+            voxels[label] = voxels.get(label, 0) + count
+    labels = dict(index.labels) or {label: f"label_{label}" for label in sorted(voxels)}
+    labels = {0: labels.get(0, "background") if index.labels else "background", **labels}
+    if not index.labels:
+        labels[0] = "background"
+    names = index.channels or tuple(f"channel_{number}" for number in range(facts[0].n_channels))
+    content = digest([(fact.case, fact.content, sorted(fact.label_counts.items())) for fact in facts])
+    return Fingerprint(
+        cases=tuple(fact.case for fact in facts),
+        shapes=tuple(fact.shape for fact in facts),
+        spacings_mm=tuple(fact.spacing_mm for fact in facts),
+        labels=dict(sorted(labels.items())),
+        label_voxels=dict(sorted(voxels.items())),
+        channels=tuple(_channel_stats(number, name, facts) for number, name in enumerate(names)),
+        content=content,
+    )
+
+
+def _channel_stats(number: int, name: str, facts: Sequence[CaseFacts]) -> ChannelStats:
+    pooled = np.concatenate([fact.samples[number] for fact in facts])
+    pooled = pooled[:: max(1, len(pooled) // POOLED_SAMPLES)]
+    low, high = np.percentile(pooled, [0.5, 99.5])
+    return ChannelStats(
+        name=name,
+        mean=float(pooled.mean()),
+        std=float(pooled.std()),
+        percentile_00_5=float(low),
+        percentile_99_5=float(high),
+        minimum=min(fact.extremes[number][0] for fact in facts),
+        maximum=max(fact.extremes[number][1] for fact in facts),
+        whole_numbers=all(fact.whole_numbers for fact in facts),
+    )

@@ -1,0 +1,277 @@
+"""DatasetIndex: which files make which case, read from one of four layouts; nothing is renamed or copied."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segscse.data.io import image_stem, image_suffix, list_images
+from segscse.errors import InputError
+from segscse.files import read_json
+
+# Folder names that hold images and label maps side by side, tried in this order.
+FOLDER_PAIRS = (
+    ("imagesTr", "labelsTr"),
+    ("images", "labels"),
+    ("image", "label"),
+    ("images", "masks"),
+    ("images", "segmentations"),
+    ("template", "label"),
+)
+CSV_COLUMNS = ("case", "image", "label", "subject")
+LABEL_SUFFIX = re.compile(r"[-_.](seg|label|labels|mask|gt|segmentation|dseg)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One scan: its channel files (one file may hold several channels), its label map and whose it is."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetIndex:
+    """A data set as found on disk.
+
+    Attributes:
+        root: the folder, or the CSV's folder.
+        layout: `msd`, `nnunet`, `csv` or `folders`.
+        cases: labelled cases, sorted by id.
+        labels: declared ids and names; empty when the layout declares none and they are read from the data.
+        channels: declared channel names; empty when the layout declares none.
+        problems: what is missing or contradictory, one `(case, file, problem)` each.
+    """
+
+    root: Path
+    layout: str
+    cases: tuple[Case, ...]
+    labels: Mapping[int, str]
+    channels: tuple[str, ...]
+    problems: tuple[tuple[str, str, str], ...] = ()
+
+
+def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetIndex:
+    """Find the cases of a data set.
+
+    Args:
+        path: a folder in the MSD or nnU-Net raw layout, a CSV (`case,image[,image2...],label[,subject]`), a
+            folder with one folder of images and one of labels, or a folder of images with `labels`.
+        labels: the folder of label maps, when `path` is a folder of images; files pair by name.
+
+    Raises:
+        InputError: no such data set, an unknown layout, or a description that contradicts itself.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError("no such data set", file=path, remedy="Check the path")
+    if labels is not None:
+        index = _from_folders(path, Path(labels))
+    elif path.is_file():
+        index = _from_csv(path)
+    elif (path / "dataset.json").is_file():
+        index = _from_json(path)
+    else:
+        index = _from_folders(*_find_pair(path))
+    if not index.cases:
+        raise InputError("holds no labelled cases", file=path, remedy="See `segscse check --help` for the layouts")
+    duplicates = [name for name, count in Counter(case.id for case in index.cases).items() if count > 1]
+    if duplicates:
+        raise InputError(
+            f"case ids occur more than once: {', '.join(duplicates[:5])}", file=path, remedy="Give each its own id"
+        )
+    return index
+
+
+def _from_json(root: Path) -> DatasetIndex:
+    description = read_json(root / "dataset.json")
+    file = root / "dataset.json"
+    if not isinstance(description, dict) or "labels" not in description:
+        raise InputError("has no 'labels'", file=file, remedy="Describe the labels as MSD or nnU-Net do")
+    labels = _declared_labels(description["labels"], file)
+    if "training" in description:
+        channels = tuple(str(name) for _, name in sorted(_mapping(description, "modality", file).items()))
+        cases, problems = _msd_cases(root, description["training"], file)
+        return DatasetIndex(root, "msd", cases, labels, channels, problems)
+    names = _mapping(description, "channel_names", file)
+    channels = tuple(str(names[key]) for key in sorted(names, key=int))
+    cases, problems = _nnunet_cases(root, len(channels))
+    return DatasetIndex(root, "nnunet", cases, labels, channels, problems)
+
+
+def _mapping(description: dict[str, Any], key: str, file: Path) -> dict[str, Any]:
+    value = description.get(key, {})
+    if not isinstance(value, dict):
+        raise InputError(f"{key!r} must map numbers to names, got {value!r}", file=file, remedy="Correct it")
+    return value
+
+
+def _declared_labels(labels: Any, file: Path) -> dict[int, str]:
+    """Read labels written id-to-name (MSD) or name-to-id (nnU-Net v2)."""
+    problem = InputError(f"cannot read the labels {labels!r}", file=file, remedy="Map each id to a name")
+    if isinstance(labels, list):
+        labels = {str(index): name for index, name in enumerate(labels)}
+    if not isinstance(labels, dict):
+        raise problem
+    if any(isinstance(value, list) for value in labels.values()):
+        raise InputError(
+            "region labels (several ids under one name) are not supported", file=file, remedy="Give single ids"
+        )
+    try:
+        if all(str(key).lstrip("-").isdigit() for key in labels):
+            return {int(key): str(name) for key, name in labels.items()}
+        return {int(value): str(name) for name, value in labels.items()}
+    except (TypeError, ValueError) as error:
+        raise problem from error
+
+
+def _inside(root: Path, item: Any, file: Path) -> Path:
+    """Resolve a path of a description file; one that leads out of the data set is refused."""
+    if not isinstance(item, str) or "\0" in item:
+        raise InputError(f"a file must be named by text, got {item!r}", file=file, remedy="Correct the entry")
+    path = root / item
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"names a file outside the data set: {item!r}", file=file, remedy="Use paths below dataset.json"
+        )
+    return path
+
+
+def _msd_cases(
+    root: Path, entries: Any, file: Path
+) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:
+    cases, problems = [], []
+    if not isinstance(entries, list):
+        raise InputError("'training' must be a list", file=file, remedy="List {image, label} pairs")
+    for entry in entries:
+        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+            raise InputError(f"a training entry needs 'image' and 'label', got {entry!r}", file=file)
+        image, label = _inside(root, entry["image"], file), _inside(root, entry["label"], file)
+        case = Case(image_stem(image), (image,), label, str(entry.get("subject", image_stem(image))))
+        cases.append(case)
+        problems += [(case.id, str(p), "is listed but missing") for p in (image, label) if not p.is_file()]
+    listed = {path.resolve() for case in cases for path in case.images}
+    for path in list_images(root / "imagesTr").values() if (root / "imagesTr").is_dir() else ():
+        if path.resolve() not in listed:
+            problems.append((image_stem(path), str(path), "lies in imagesTr but dataset.json does not list it"))
+    return tuple(sorted(cases, key=lambda case: case.id)), tuple(problems)
+
+
+def _nnunet_cases(root: Path, channels: int) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:
+    images, labels = list_images(root / "imagesTr"), list_images(root / "labelsTr")
+    cases, problems = [], []
+    for name, label in labels.items():
+        expected = [f"{name}_{channel:04d}" for channel in range(max(channels, 1))]
+        missing = [stem for stem in expected if stem not in images]
+        problems += [(name, str(root / "imagesTr" / stem), "channel file is missing") for stem in missing]
+        files = tuple(images[stem] for stem in expected if stem in images)
+        cases.append(Case(name, files, label, name))
+    for stem, path in images.items():
+        if stem[:-5] not in labels:
+            problems.append((stem[:-5], str(path), "has no label map in labelsTr"))
+    return tuple(cases), tuple(problems)
+
+
+def _from_csv(path: Path) -> DatasetIndex:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot be read as CSV ({error})", file=path, remedy="Save it as UTF-8 CSV") from error
+    columns = list(rows[0]) if rows else []
+    image_columns = [name for name in columns if name and re.fullmatch(r"image\d*", name)]
+    unknown = [str(name) for name in columns if name not in image_columns and name not in CSV_COLUMNS]
+    missing = [name for name in ("case", "image", "label") if name not in columns]
+    if unknown or missing:
+        raise InputError(
+            f"columns must be case,image[,image2...],label[,subject]; missing: {missing}, unknown: {unknown}",
+            file=path,
+            remedy="Correct the header line",
+        )
+    cases, problems = [], []
+    for line, row in enumerate(rows, start=2):
+        if not row["case"] or any(not row[name] for name in (*image_columns, "label")):
+            raise InputError(f"line {line} has an empty field", file=path, remedy="Fill or remove the line")
+        files = [path.parent / row[name] for name in (*image_columns, "label")]
+        case = Case(row["case"], tuple(files[:-1]), files[-1], row.get("subject") or row["case"])
+        cases.append(case)
+        problems += [(case.id, str(p), f"is listed in line {line} but missing") for p in files if not p.is_file()]
+    return DatasetIndex(path.parent, "csv", tuple(sorted(cases, key=lambda c: c.id)), {}, (), tuple(problems))
+
+
+def _find_pair(root: Path) -> tuple[Path, Path]:
+    for images, labels in FOLDER_PAIRS:
+        if (root / images).is_dir() and (root / labels).is_dir():
+            return root / images, root / labels
+    raise InputError(
+        "is no data set: no dataset.json and no pair of folders such as images/ and labels/",
+        file=root,
+        remedy="Give the folder of images and --labels FOLDER, or a CSV",
+    )
+
+
+def _from_folders(images_folder: Path, labels_folder: Path) -> DatasetIndex:
+    images = list_images(images_folder)
+    labels = list_images(labels_folder)
+    plain = {LABEL_SUFFIX.sub("", stem): path for stem, path in labels.items()}
+    by_name = {**plain, **labels}
+    cases, problems = [], []
+    for stem, path in images.items():
+        label = by_name.get(stem)
+        if label is None:
+            problems.append((stem, str(path), f"has no label map of that name in {labels_folder}"))
+        else:
+            cases.append(Case(stem, (path,), label, stem))
+    used = {case.label for case in cases}
+    for stem, path in labels.items():
+        if path not in used:
+            problems.append((stem, str(path), f"has no image of that name in {images_folder}"))
+    return DatasetIndex(images_folder, "folders", tuple(cases), {}, (), tuple(problems))
+
+
+def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]:
+    """Return the cases to predict, name to channel files, from image files and folders.
+
+    In a folder, files that end in `_0000`, `_0001`, ... are channels of one case when the model has several
+    channels or every file is so named.
+
+    Raises:
+        InputError: nothing found, or a case without all its channels.
+    """
+    cases: dict[str, tuple[Path, ...]] = {}
+    for path in paths:
+        found = _folder_inputs(path, channels) if path.is_dir() else {image_stem(path): (path,)}
+        for name, files in found.items():
+            if name in cases:
+                raise InputError(f"two inputs are named {name!r}", file=files[0], remedy="Predict them separately")
+            cases[name] = files
+    missing = [path for files in cases.values() for path in files if not path.is_file() or not image_suffix(path)]
+    if missing:
+        raise InputError("is no image file", file=missing[0], remedy="Check the path")
+    if not cases:
+        raise InputError("no images found", file=paths[0] if paths else None, remedy="Give files or folders of images")
+    return cases
+
+
+def _folder_inputs(folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
+    images = list_images(folder)
+    numbered = {stem: re.fullmatch(r"(.+)_(\d{4})", stem) for stem in images}
+    if not images or not all(numbered.values()):
+        return {stem: (path,) for stem, path in images.items()}
+    groups: dict[str, list[Path]] = {}
+    for stem, match in numbered.items():
+        groups.setdefault(match.group(1) if match else stem, []).append(images[stem])
+    for name, files in groups.items():
+        if len(files) not in (1, channels):
+            raise InputError(
+                f"case {name!r} has {len(files)} channel files, the model takes {channels}", file=folder,
+                remedy="Add the missing channel",
+            )
+    return {name: tuple(files) for name, files in groups.items()}

@@ -1,0 +1,295 @@
+"""Reading and writing volumes: NIfTI and MGH by nibabel, NRRD and MetaImage by SimpleITK, nothing half-read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from segscse.data.geometry import affine_problem, same_grid
+from segscse.errors import InputError
+from segscse.files import atomic_path
+
+NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
+SITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+SUFFIXES = NIBABEL_SUFFIXES + SITK_SUFFIXES
+MAX_BYTES = 64 * 2**30
+_IMAGE_CLASS: dict[str, Any] = {".mgz": nib.MGHImage, ".mgh": nib.MGHImage}
+_POINTERS = {b"version https://git-lfs": "a git-lfs pointer", b"/annex/": "a git-annex pointer"}
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """An image with its place in the world.
+
+    Attributes:
+        array: voxels `(X, Y, Z)` or `(X, Y, Z, C)`.
+        affine: `(4, 4)`, voxel index to RAS millimetres.
+        header: the NIfTI header, when the file was NIfTI; its codes and units return to the output.
+        path: where it came from.
+        notes: what was unusual but harmless, one phrase each.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header | None = None
+    path: Path | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def image_suffix(path: str | Path) -> str | None:
+    """Return the image suffix of a path (`.nii.gz`, `.nrrd`, ...), or None when it is not an image name."""
+    name = Path(path).name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def image_stem(path: str | Path) -> str:
+    """Return the file name without its image suffix: `a/b.nii.gz` gives `b`."""
+    name = Path(path).name
+    return name[: -len(image_suffix(name) or "")] if image_suffix(name) else name
+
+
+def list_images(folder: str | Path) -> dict[str, Path]:
+    """Return the images of a folder, stem to path, sorted by stem; hidden files are left out.
+
+    Raises:
+        InputError: no such folder, or two images share a stem.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("is not a folder", file=folder, remedy="Check the path")
+    images: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or image_suffix(path) is None:
+            continue
+        stem = image_stem(path)
+        if stem in images:
+            raise InputError(
+                f"shares the name {stem!r} with {images[stem].name}",
+                file=path,
+                remedy="Keep one of the two files",
+            )
+        images[stem] = path
+    return images
+
+
+def read_image(path: str | Path) -> Volume:
+    """Read a volume to the last byte and check its container, data type and geometry.
+
+    A gzip stream is read to its end, so that a wrong checksum or a missing trailer is an error. Trailing
+    axes of size one are dropped; a fourth axis longer than one holds channels.
+
+    Raises:
+        InputError: the file is missing, truncated, corrupt, of an unsupported type or badly placed in space.
+    """
+    path = Path(path)
+    suffix = image_suffix(path)
+    if suffix is None:
+        raise InputError(f"is not an image; allowed: {', '.join(SUFFIXES)}", file=path, remedy="Convert it to NIfTI")
+    if not path.is_file():
+        raise InputError("no such file", file=path, remedy="Check the path")
+    array, affine, header, notes = (
+        _read_sitk(path) if suffix in SITK_SUFFIXES else _read_nibabel(path, suffix)
+    )
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise InputError(
+            f"must be 3D, or 4D with channels last, got shape {array.shape}",
+            file=path,
+            remedy="Split or squeeze it",
+        )
+    if problem := affine_problem(affine):
+        raise InputError(problem, file=path, remedy="Correct the header or resample the image")
+    return Volume(array, affine, header, path, notes)
+
+
+def read_labels(path: str | Path) -> Volume:
+    """Read a label map: a 3D volume of whole numbers, returned as the integer type that it needs.
+
+    Raises:
+        InputError: as `read_image`, and when values are not finite or further than 1e-3 from a whole number.
+    """
+    volume = read_image(path)
+    array = volume.array
+    if array.ndim != 3:
+        raise InputError(f"a label map must be 3D, got shape {array.shape}", file=path, remedy="Give one label map")
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise InputError("label values hold NaN or infinity", file=path, remedy="Correct the label map")
+        rounded = np.rint(array)
+        if (off := np.abs(array - rounded)).max() > 1e-3:
+            worst = float(array.flat[int(off.argmax())])
+            raise InputError(
+                f"label values must be whole numbers, got {worst:g}",
+                file=path,
+                remedy="Was it resampled with interpolation? Use nearest neighbour",
+            )
+        array = rounded
+    return Volume(as_labels(array), volume.affine, volume.header, volume.path, volume.notes)
+
+
+def as_labels(array: np.ndarray) -> np.ndarray:
+    """Return whole numbers in the smallest integer type that holds them (unsigned when none is negative)."""
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    kinds: tuple[Any, ...] = (np.uint8, np.uint16, np.uint32, np.uint64)
+    if low < 0:
+        kinds = (np.int8, np.int16, np.int32, np.int64)
+    dtype = next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+    return array.astype(dtype)
+
+
+def write_image(path: str | Path, array: np.ndarray, like: Volume) -> None:
+    """Write `(X, Y, Z)` voxels as NIfTI on the grid of `like`, atomically.
+
+    The affine, the qform and sform codes and the units are `like`'s; descriptions and extensions, which may
+    name a patient, are not copied.
+    """
+    header = nib.Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    image = nib.Nifti1Image(array, like.affine, header)
+    if isinstance(like.header, nib.Nifti1Header):
+        _copy_geometry(image, like.header)
+    else:
+        image.set_sform(like.affine, 1)
+        image.set_qform(like.affine, 1)
+        image.header.set_xyzt_units("mm")
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _copy_geometry(image: nib.Nifti1Image, source: nib.Nifti1Header) -> None:
+    """Copy the transform fields byte for byte, so that both forms and their codes return as they came."""
+    fields = ["qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"]
+    fields += ["qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"]
+    for name in fields:
+        image.header[name] = source[name]
+    image.header["pixdim"][:4] = source["pixdim"][:4]
+
+
+def _read_nibabel(path: Path, suffix: str) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None, tuple[str, ...]]:
+    content = _read_bytes(path, compressed=suffix in (".nii.gz", ".mgz"))
+    try:
+        if suffix in _IMAGE_CLASS:
+            image = _IMAGE_CLASS[suffix].from_bytes(content)
+        else:
+            image = _nifti_class(content, path).from_bytes(content)
+        _check_payload(image, content, path)
+        array = _voxels(image, path)
+        header = image.header if isinstance(image.header, nib.Nifti1Header) else None
+        affine = np.asarray(image.affine, np.float64)
+        notes = () if header is None else _check_forms(image, path)
+    except InputError:
+        raise
+    except (ImageFileError, HeaderDataError, ValueError, OSError, EOFError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
+    return array, affine, header, notes
+
+
+def _read_bytes(path: Path, *, compressed: bool) -> bytes:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
+    if not raw:
+        raise InputError("is empty", file=path, remedy="Copy or download it again")
+    for mark, name in _POINTERS.items():
+        if len(raw) < 1024 and mark in raw:
+            raise InputError(f"is {name}, not an image", file=path, remedy="Fetch the file's content first")
+    if not compressed or not raw.startswith(b"\x1f\x8b"):
+        return raw
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
+            content = _read_limited(stream, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"the compressed stream is damaged or cut short ({error})", file=path, remedy="Copy or download it again"
+        ) from error
+    return content
+
+
+def _read_limited(stream: gzip.GzipFile, path: Path) -> bytes:
+    """Read to the end of the stream, where its checksum is verified, but not past `MAX_BYTES`."""
+    content = bytearray()
+    while chunk := stream.read(2**22):
+        content += chunk
+        if len(content) > MAX_BYTES:
+            raise InputError(f"unpacks to more than {MAX_BYTES >> 30} GiB", file=path, remedy="Check the file")
+    return bytes(content)
+
+
+def _nifti_class(content: bytes, path: Path) -> Any:
+    for header in (nib.Nifti1Image, nib.Nifti2Image):
+        size = header.header_class.sizeof_hdr
+        if len(content) >= size and header.header_class.may_contain_header(content[:size]):
+            return header
+    raise InputError("is not a NIfTI image", file=path, remedy="Check what the file holds or export it again")
+
+
+def _check_payload(image: Any, content: bytes, path: Path) -> None:
+    """Refuse a file whose header announces more voxels than it holds, before anything is allocated."""
+    shape = tuple(int(size) for size in image.header.get_data_shape())
+    if not shape or min(shape) <= 0:
+        raise InputError(f"has no voxels (shape {shape})", file=path, remedy="Export the image again")
+    needed = int(np.prod([*map(int, shape)], dtype=object)) * image.header.get_data_dtype().itemsize
+    if needed > len(content):
+        raise InputError(
+            f"is cut short: its header announces {needed} bytes of voxels, the file holds {len(content)}",
+            file=path,
+            remedy="Copy or export it again",
+        )
+
+
+def _voxels(image: Any, path: Path) -> np.ndarray:
+    dtype = image.header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise InputError(
+            f"voxels must be real numbers, got data type {dtype}", file=path, remedy="Convert it to grey values"
+        )
+    array = np.asanyarray(image.dataobj)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _check_forms(image: Any, path: Path) -> tuple[str, ...]:
+    """Refuse a qform and an sform that put the voxels in different places; note when both are absent."""
+    qform, q_code = image.header.get_qform(coded=True)
+    sform, s_code = image.header.get_sform(coded=True)
+    if not q_code and not s_code:
+        return ("neither qform nor sform is set, so the orientation is a guess",)
+    if q_code and s_code and affine_problem(sform) is None:
+        if difference := same_grid(image.shape, qform, image.shape, sform):
+            raise InputError(
+                f"qform and sform disagree ({difference})",
+                file=path,
+                remedy="Decide which is right and set both alike (fslorient -copysform2qform or -copyqform2sform)",
+            )
+    return ()
+
+
+def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray, None, tuple[str, ...]]:
+    import SimpleITK as sitk  # noqa: N813, the field's idiom
+
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
+    if image.GetDimension() != 3:
+        raise InputError(f"must be 3D, got {image.GetDimension()}D", file=path, remedy="Split or squeeze it")
+    array = sitk.GetArrayFromImage(image)
+    array = array.transpose(2, 1, 0, *range(3, array.ndim))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, None, ()
