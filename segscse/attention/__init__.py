@@ -7,12 +7,28 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from segscse.attention.bam import BAM
 from segscse.attention.base import AttentionBlock
+from segscse.attention.cbam import CBAM, CBAMChannel, CBAMSpatial
+from segscse.attention.danet import ChannelAffinity, PositionAffinity
 from segscse.attention.eca import ECA
+from segscse.attention.project_excite import ProjectExcite
+from segscse.attention.sk import SelectiveKernel
+from segscse.attention.slicewise import DepthConvGate, ECADepth, SliceECA, SliceSE
 from segscse.attention.squeeze import ChannelSE, ChannelSpatialSE, NoAttention, SpatialSE
+from segscse.attention.weights import load_attention_weights
 from segscse.errors import InputError, choose
 
-__all__ = ["ALIASES", "ATTENTION", "BLOCKS", "PRESETS", "AttentionBlock", "build_attention"]
+__all__ = [
+    "ALIASES",
+    "ATTENTION",
+    "BLOCKS",
+    "PRESETS",
+    "AttentionBlock",
+    "block_options",
+    "build_attention",
+    "load_attention_weights",
+]
 
 BLOCKS: dict[str, type[AttentionBlock]] = {
     "none": NoAttention,
@@ -20,23 +36,60 @@ BLOCKS: dict[str, type[AttentionBlock]] = {
     "sse": SpatialSE,
     "scse": ChannelSpatialSE,
     "eca": ECA,
+    "slice_se": SliceSE,
+    "slice_eca": SliceECA,
+    "depth_conv_gate": DepthConvGate,
+    "eca_depth": ECADepth,
+    "project_excite": ProjectExcite,
+    "cbam": CBAM,
+    "cbam_channel": CBAMChannel,
+    "cbam_spatial": CBAMSpatial,
+    "bam": BAM,
+    "sk": SelectiveKernel,
+    "danet_cam": ChannelAffinity,
+    "danet_pam": PositionAffinity,
 }
 """Canonical name to class."""
 
 ALIASES: dict[str, str] = {
     "se": "cse",
     "cSE": "cse",
+    "cSEBlock": "cse",
+    "Channel_SE": "cse",
     "SELayer": "cse",
     "SELayer3D": "cse",
     "sSE": "sse",
+    "sSEBlock": "sse",
+    "Spatial_SE": "sse",
     "scSE": "scse",
+    "scSEblock": "scse",
+    "Spatial_Channel_SE": "scse",
     "eca_layer": "eca",
     "ECA-3D": "eca",
     "eca3d": "eca",
+    "SELayer3DNew": "slice_se",
+    "eca_layer3d": "depth_conv_gate",
+    "eca_depth_spatial_layer3d": "eca_depth",
+    "pe": "project_excite",
+    "CBAM": "cbam",
+    "ChannelAttentionModule": "cbam_channel",
+    "ChannelAttention": "cbam_channel",
+    "ENCAM": "cbam_channel",
+    "SpatialAttentionModule": "cbam_spatial",
+    "BAM": "bam",
+    "SKConv": "sk",
+    "CAM": "danet_cam",
+    "PAM": "danet_pam",
 }
 """Other names under which the same blocks are known, to the canonical one."""
 
-PRESETS: dict[str, dict[str, Any]] = {}
+PRESETS: dict[str, dict[str, Any]] = {
+    "ENCAM": {"reduction": 8, "bias": False},
+    "ChannelAttention": {"reduction": 8, "bias": False},
+    "SELayer3DNew": {"axis": 0},  # the code of that name keeps the slices in D of (B, C, D, H, W)
+    "eca_layer3d": {"axis": 0},
+    "eca_depth_spatial_layer3d": {"axis": 0},
+}
 """Aliases whose defaults differ from the canonical block's, to those defaults."""
 
 

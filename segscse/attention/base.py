@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
 
 import torch
@@ -17,10 +18,10 @@ HIDDEN_ACTS = ("relu", "none")
 
 
 class AttentionBlock(nn.Module):
-    """A block that keeps the shape of its input `x`, `(B, C, *S)`: `forward(x) = x * gate(x)` unless it says else.
+    """A block that keeps the shape of its input: `forward(x) = x * gate(x)` unless it says otherwise.
 
     Args:
-        channels: C, the channels of the input and of the output.
+        channels: C, the channels of the input `(B, C, *S)` and of the output.
         spatial_dims: number of axes in `*S`, 2 or 3.
 
     Attributes:
@@ -41,7 +42,7 @@ class AttentionBlock(nn.Module):
         self.out_channels = channels
 
     def gate(self, x: Tensor) -> Tensor:
-        """Return the weights that rescale `x`; broadcastable to `x` unless the block says else."""
+        """Return the weights that rescale `x`; broadcastable to `x` unless the block says otherwise."""
         raise NotImplementedError
 
     def apply_gate(self, x: Tensor) -> Tensor:
@@ -92,12 +93,16 @@ class SqueezeMLP(nn.Module):
 # ── Arithmetic ──
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Return the context in which autocast does not touch operations on the device of `x`.
 
-    A gate costs next to nothing, so fp32 is free there; `.float()` alone is undone by the next layer's autocast.
+    A channel gate costs next to nothing, so fp32 is free there; `.float()` alone would be undone by the
+    autocast of the next layer. Outside autocast it is empty, which keeps exported graphs plain.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def fp32(x: Tensor) -> Tensor:
@@ -106,9 +111,16 @@ def fp32(x: Tensor) -> Tensor:
 
 
 def linear_fp32(z: Tensor, layer: nn.Linear) -> Tensor:
-    """Return `layer(z)` computed in fp32 even when the model's weights are half precision; call it in `no_autocast`."""
+    """Return `layer(z)` in fp32 even when the weights are half precision; call it within `no_autocast`."""
     bias = None if layer.bias is None else fp32(layer.bias)
     return F.linear(fp32(z), fp32(layer.weight), bias)
+
+
+def layer_norm_fp32(z: Tensor, norm: nn.Module) -> Tensor:
+    """Return `norm(z)` in fp32, where `norm` comes from `vector_norm`; call it within `no_autocast`."""
+    if not isinstance(norm, nn.LayerNorm):
+        return z
+    return F.layer_norm(z, norm.normalized_shape, fp32(norm.weight), fp32(norm.bias), norm.eps)
 
 
 def mean_over(x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -169,10 +181,24 @@ def hidden_width(channels: int, *, reduction: int, min_hidden: int) -> int:
 
 
 def norm_layer(norm: str | None, channels: int, *, spatial_dims: int) -> nn.Module:
-    """Return the normalisation of a map `(B, C, *S)`: `"group"` (one group), `"instance"`, `"batch"` or None."""
+    """Return the norm of a map `(B, C, *S)`: `"group"` (one group), `"instance"`, `"batch"` or None."""
     name = one_of("norm", norm, NORMS)
     if name == "group":
         return nn.GroupNorm(1, channels)
     if name == "instance":
         return instance_norm(spatial_dims)(channels, affine=True)
     return batch_norm(spatial_dims)(channels) if name == "batch" else nn.Identity()
+
+
+def vector_norm(norm: str | None, width: int) -> nn.Module:
+    """Return the norm of a hidden vector `(B, width)`: LayerNorm unless None.
+
+    BatchNorm of a vector raises in training at batch size 1, so no named norm means that here.
+    """
+    if one_of("norm", norm, NORMS) == "none":
+        return nn.Identity()
+    if width == 1:
+        raise InputError(
+            "a norm over 1 hidden unit is constant", remedy="Raise min_hidden or set norm to None"
+        )
+    return nn.LayerNorm(width)

@@ -37,7 +37,7 @@ class ChannelSE(AttentionBlock):
     Hu et al., "Squeeze-and-Excitation Networks", arXiv 1709.01507, eq. 2 to 4; named cSE by Roy et al.,
     arXiv 1803.02579. For any number of spatial axes:
 
-    $$z_c = \mathrm{mean}_p\, x_c(p), \quad g = \sigma(W_2\, \mathrm{relu}(W_1 z + b_1) + b_2), \quad y_c = g_c x_c$$
+    $$z = \mathrm{mean}_p\, x(p), \quad g = \sigma(W_2\, \mathrm{relu}(W_1 z + b_1) + b_2), \quad y = g x$$
 
     The gate is `(B, C, 1, ...)` in (0, 1), about 0.5 at the start of training. It depends on the window over
     which the mean runs: predict with patches of the size used in training. Straight after an InstanceNorm the

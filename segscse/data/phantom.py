@@ -1,8 +1,8 @@
-"""Phantom: synthetic MR-like volumes with two labelled structures, for demonstrations and tests without patient data.
+"""Phantom: synthetic MR-like volumes with two labelled structures, for demonstrations and tests.
 
-The anatomy is a handful of continuous functions of world coordinates (RAS, mm): a head, a bent tube whose thick
-anterior part is label 1 and whose thin posterior part is label 2, and blobs of the same brightness that are
-neither. A case samples them on its own anisotropic, oblique grid, so labels mean the same thing at every spacing.
+The anatomy is a handful of continuous functions of world coordinates (RAS, mm): a head, a bent tube whose
+thick anterior part is label 1 and whose thin posterior part is label 2, and blobs of the same brightness that
+are neither. A case samples them on its own anisotropic, oblique grid, so labels mean the same at any spacing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Array = NDArray[np.floating[Any]]
 
 LABELS = {"0": "background", "1": "head", "2": "tail"}
 STORAGE_ORIENTATIONS = ("RAS", "LPS", "LAS", "PSR", "SLA")  # the last three are left-handed
-TISSUE, RIM, HEAD, TAIL, FLUID = 0.55, 0.82, 0.86, 0.75, 0.22  # brightness before bias, noise and scale
+TISSUE, RIM, HEAD, TAIL, FLUID = 0.48, 0.72, 0.90, 0.75, 0.20  # brightness before bias, noise and scale
 PARTIAL_VOLUME_MM = 0.3  # width of the soft edge between two tissues
-NOISE_SIGMA = 0.035  # Rician, relative to a brightness of 1
+NOISE_SIGMA = 0.025  # Rician, relative to a brightness of 1
 BLUR_VOX = 0.35  # on every axis, so in mm the slices blur most
 
 
@@ -107,7 +107,7 @@ def make_phantom_dataset(out: Path, *, cases: int = 20, test_cases: int = 4, see
 
 
 def phantom_case(seed: int, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], Array]:
-    """Return one case: image `(I, J, K)`, labels `(I, J, K)` in {0, 1, 2}, and the voxel-to-world affine (RAS, mm)."""
+    """Return one case: image and labels {0, 1, 2}, both `(I, J, K)`, and the affine from voxels to RAS mm."""
     rng = np.random.default_rng([seed, index])
     anatomy = draw_anatomy(rng)
     grid = _draw_grid(rng, anatomy.centre_mm)
@@ -132,11 +132,11 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         centre_mm=rng.uniform(-40.0, 40.0, size=3),
         radii_mm=np.array([22.0, 23.0, 24.0]) + rng.uniform(-1.0, 1.0, size=3),
         tube_offset_mm=np.array([5.0, 0.0, -3.0]) + rng.uniform(-2.0, 2.0, size=3),
-        half_length_mm=rng.uniform(14.5, 16.5),
+        half_length_mm=rng.uniform(15.5, 17.5),
         bend_mm=rng.uniform(-6.0, -3.0),
         rise_mm=rng.uniform(-3.0, 3.0),
-        head_radius_mm=rng.uniform(6.6, 7.6),
-        tail_radius_mm=rng.uniform(5.2, 6.0),
+        head_radius_mm=rng.uniform(7.6, 8.6),
+        tail_radius_mm=rng.uniform(6.0, 6.8),
         split_mm=rng.uniform(-0.5, 2.5),
         split_tilt=rng.uniform(-0.15, 0.15, size=2),
         wave_mm=rng.uniform(-0.6, 0.6, size=(4, 3)),
@@ -185,16 +185,20 @@ def _ellipsoid_level_mm(local_mm: Array, centre_mm: Array, radii_mm: Array) -> A
     return (np.linalg.norm((local_mm - centre_mm) / radii_mm, axis=-1) - 1.0) * radii_mm.min()
 
 
-def _draw_blobs(anatomy: Anatomy, rng: np.random.Generator, *, count: int = 12, gap_mm: float = 1.0) -> tuple[Blob, ...]:
-    """Draw blobs in the head that touch neither the tube nor each other: as bright as it, every fourth fluid."""
+def _draw_blobs(
+    anatomy: Anatomy, rng: np.random.Generator, *, count: int = 10, gap_mm: float = 2.0
+) -> tuple[Blob, ...]:
+    """Draw blobs that touch neither the tube nor each other: as bright as the tube, every fourth fluid."""
     blobs: list[Blob] = []
     for _ in range(400):  # rejection; a crowded head gets fewer blobs
         if len(blobs) == count:
             break
-        radii_mm = rng.uniform(3.0, 6.5, size=3)
+        radii_mm = rng.uniform(3.0, 5.5, size=3)
         reach_mm = float(radii_mm.max()) + gap_mm
         centre_mm = rng.uniform(-1.0, 1.0, size=3) * anatomy.radii_mm
-        brightness = FLUID if len(blobs) % 4 == 3 else float(rng.uniform(TAIL - 0.03, HEAD + 0.06))
+        brightness = (
+            FLUID if len(blobs) % 4 == 3 else float(rng.choice([HEAD, TAIL]) + rng.uniform(-0.03, 0.03))
+        )
         apart = all(
             np.linalg.norm(centre_mm - other.centre_mm) > reach_mm + other.radii_mm.max() for other in blobs
         )
@@ -228,9 +232,9 @@ def _brightness(anatomy: Anatomy, points_mm: Array, rng: np.random.Generator) ->
     outer_mm = _ellipsoid_level_mm(local_mm, np.zeros(3), anatomy.radii_mm)
     tube_mm = _tube_level_mm(anatomy, local_mm)
     texture = gaussian_filter(rng.standard_normal(points_mm.shape[:3]), (2.0, 2.0, 0.8))
-    image = np.zeros(points_mm.shape[:3])
+    image: Array = np.zeros(points_mm.shape[:3])
     image = _paint(image, RIM, outer_mm)
-    image = _paint(image, TISSUE + 0.06 * texture / texture.std(), outer_mm + 2.0)
+    image = _paint(image, TISSUE + 0.04 * texture / texture.std(), outer_mm + 2.0)
     for blob in anatomy.blobs:
         image = _paint(image, blob.brightness, _ellipsoid_level_mm(local_mm, blob.centre_mm, blob.radii_mm))
     image = _paint(image, TAIL, tube_mm)

@@ -1,14 +1,15 @@
-"""Overlap of two label maps: exact integer confusion counts of every label in one pass, and the scores from them."""
+"""Overlap of two label maps: exact integer counts of every label in one pass, and the scores from them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-_SLAB_VOXELS = 1 << 22  # bounds the memory of the joint histogram, whatever the size of the volume
+_SLAB_VOXELS = 1 << 20  # bounds the memory of the temporaries, whatever the size of the volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +71,30 @@ def confusion_counts(pred: np.ndarray, ref: np.ndarray, labels: Sequence[int]) -
 
 
 def compact_labels(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """Return `array` with `labels[k]` replaced by `k + 1` and every other value by 0, in the smallest type.
-
-    The result `(*S)` is C-contiguous, so that two compacted maps can be walked side by side.
-    """
-    dtype = np.min_scalar_type(len(labels))
-    order = np.argsort(labels)
+    """Return `array` `(*S)` with `labels[k]` replaced by `k + 1` and every other value by 0."""
+    layout = layout_of(array)
+    flat = array.ravel(layout)
+    compact = np.zeros(flat.size, np.min_scalar_type(len(labels)))
+    order = np.argsort(np.asarray(labels, np.int64))
     known = np.asarray(labels, np.int64)[order]
-    compact = np.zeros(array.shape, dtype)
-    if not len(labels) or not array.size:
-        return compact
-    table = _lookup_table(known, order, dtype)
-    for index in range(len(array)):  # by plane: the temporaries stay small
-        plane = array[index]
+    table = _lookup_table(known, order, compact.dtype)
+    for slab in _slabs(flat.size):
+        values = flat[slab].astype(np.int64)
         if table is not None:
-            compact[index] = table[np.clip(plane, 0, len(table) - 1)]
-        else:
-            place = np.searchsorted(known, plane).clip(max=len(known) - 1)
-            compact[index] = np.where(known[place] == plane, order[place] + 1, 0)
-    return compact
+            compact[slab] = table[values.clip(0, len(table) - 1)]
+        elif len(known):
+            place = np.searchsorted(known, values).clip(max=len(known) - 1)
+            compact[slab] = np.where(known[place] == values, order[place] + 1, 0)
+    return compact.reshape(array.shape, order=layout)
 
 
 def joint_histogram(pred: np.ndarray, ref: np.ndarray, n_labels: int) -> np.ndarray:
-    """Return the int64 matrix `(n_labels + 1, n_labels + 1)` of voxels by reference (row) and prediction (column)."""
+    """Count voxels by reference (row) and prediction (column): int64 `(n_labels + 1, n_labels + 1)`."""
     size = n_labels + 1
-    flat_pred, flat_ref = pred.reshape(-1), ref.reshape(-1)
+    layout = layout_of(pred, ref)
+    flat_pred, flat_ref = pred.ravel(layout), ref.ravel(layout)
     joint = np.zeros(size * size, np.int64)
-    for start in range(0, flat_ref.size, _SLAB_VOXELS):
-        slab = slice(start, start + _SLAB_VOXELS)
+    for slab in _slabs(flat_ref.size):
         joint += np.bincount(flat_ref[slab].astype(np.int64) * size + flat_pred[slab], minlength=size * size)
     return joint.reshape(size, size)
 
@@ -112,9 +109,26 @@ def counts_from_histogram(joint: np.ndarray, labels: Sequence[int]) -> dict[int,
     return counts
 
 
+def labels_in(array: np.ndarray) -> set[int]:
+    """Return the values that occur in a label map `(*S)`; of a boolean mask always {0, 1}, empty or not."""
+    if array.dtype == bool:
+        return {0, 1}
+    flat = array.ravel(layout_of(array))
+    return {int(value) for slab in _slabs(flat.size) for value in np.unique(flat[slab])}
+
+
+def layout_of(*arrays: np.ndarray) -> Literal["C", "F"]:
+    """Return the order in which the voxels lie in memory: Fortran's for NIfTI."""
+    return "F" if all(array.flags.f_contiguous for array in arrays) else "C"
+
+
+def _slabs(size: int) -> Iterator[slice]:
+    return (slice(start, start + _SLAB_VOXELS) for start in range(0, size, _SLAB_VOXELS))
+
+
 def _lookup_table(known: np.ndarray, order: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     """Return the table label to compact index, its ends 0; None when the labels are too large or negative."""
-    if known[0] < 1 or known[-1] > 1 << 20:
+    if not len(known) or known[0] < 1 or known[-1] > 1 << 20:
         return None
     table = np.zeros(int(known[-1]) + 2, dtype)
     table[known] = order + 1

@@ -1,0 +1,216 @@
+"""What is compared with what: label maps of arrays, files and folders, paired by name, checked for one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from segscse.data.geometry import same_grid, spacing_of
+from segscse.data.io import image_stem, list_images, read_labels
+from segscse.errors import InputError, choose
+
+Missing = Literal["error", "empty"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMap:
+    """A label map `(*S)` of integers, with its affine `(4, 4)` to RAS mm when that is known."""
+
+    array: np.ndarray
+    affine: np.ndarray | None
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class CasePair:
+    """One case to score: its name, its reference and its prediction (None: to be taken as empty)."""
+
+    case: str
+    ref: Any
+    pred: Any
+
+
+def pair_cases(pred: Any, ref: Any, missing: Missing = "error") -> list[CasePair]:
+    """Pair predictions with references: one pair for arrays and files, one per file name for folders.
+
+    Raises:
+        InputError: a folder against something else, no references, unmatched files.
+    """
+    if missing not in ("error", "empty"):
+        raise choose("value of missing", missing, ("error", "empty"))
+    folders = [_is_path(source) and Path(source).is_dir() for source in (pred, ref)]
+    if all(folders):
+        return _pair_folders(Path(pred), Path(ref), missing)
+    if any(folders):
+        raise InputError(
+            f"prediction ({_describe(pred)}) and reference ({_describe(ref)}) must both be folders or neither",
+            remedy="Give two folders or two files",
+        )
+    case = image_stem(ref) if _is_path(ref) else image_stem(pred) if _is_path(pred) else "case"
+    return [CasePair(case, ref, pred)]
+
+
+def load_pair(
+    pair: CasePair, spacing_mm: Sequence[float] | None
+) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
+    """Return prediction, reference and the voxel size in mm of the grid that they share.
+
+    Raises:
+        InputError: not label maps, or not on the same grid.
+    """
+    ref = load_labels(pair.ref, "reference")
+    if pair.pred is None:
+        pred = LabelMap(np.zeros(ref.array.shape, np.uint8), ref.affine, "no prediction")
+    else:
+        pred = load_labels(pair.pred, "prediction")
+    _check_grid(pred, ref)
+    return pred, ref, _spacing(pred, ref, spacing_mm)
+
+
+def load_labels(source: Any, role: str) -> LabelMap:
+    """Return the label map of a path, an array `(*S)` or an object with `.affine` and `.array` or `.dataobj`.
+
+    Args:
+        source: the path, array or object.
+        role: what to call an array in messages.
+
+    Raises:
+        InputError: not 2D or 3D, or values that are not whole numbers.
+    """
+    if _is_path(source):
+        volume = read_labels(source)
+        return LabelMap(volume.array, volume.affine, str(source))
+    affine = getattr(source, "affine", None)
+    voxels = source if affine is None else getattr(source, "array", getattr(source, "dataobj", source))
+    array = _whole_numbers(np.asarray(voxels), role)
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim == 2 and affine is not None:
+        array = array[..., None]
+    if array.ndim not in (2, 3) or not array.size:
+        raise InputError(
+            f"the {role} must be a 2D or 3D label map, got shape {array.shape}",
+            remedy="Give one integer label per voxel, without batch or channel axes",
+        )
+    return LabelMap(array, None if affine is None else np.asarray(affine, float), f"the {role}")
+
+
+def check_labels(labels: Sequence[int]) -> list[int]:
+    """Return the labels sorted, without repeats and without the background 0.
+
+    Raises:
+        InputError: a label is not a whole number above 0, or none is left.
+    """
+    wrong = [label for label in labels if isinstance(label, str) or label != int(label) or label < 0]
+    if wrong:
+        raise InputError(
+            f"labels must be whole numbers above 0, got {wrong[0]!r}", remedy="Give for example labels=[1, 2]"
+        )
+    known = sorted({int(label) for label in labels} - {0})
+    if not known:
+        raise InputError(
+            "there is no label to score: only background (0)", remedy="Give for example labels=[1]"
+        )
+    return known
+
+
+def label_names(names: Mapping[Any, str] | None) -> dict[int, str]:
+    """Return the names by integer label; a JSON object's keys arrive as text.
+
+    Raises:
+        InputError: a key is not a whole number.
+    """
+    try:
+        return {int(label): str(name) for label, name in (names or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"names must map integer labels to names ({error})", remedy="Give for example names={1: 'liver'}"
+        ) from error
+
+
+def _pair_folders(pred_dir: Path, ref_dir: Path, missing: Missing) -> list[CasePair]:
+    preds, refs = list_images(pred_dir), list_images(ref_dir)
+    if not refs:
+        raise InputError(
+            "holds no images to compare with", file=ref_dir, remedy="Give the folder of the references"
+        )
+    absent = [case for case in refs if case not in preds]
+    extra = [case for case in preds if case not in refs]
+    if absent and missing == "error":
+        raise InputError(
+            f"{len(absent)} of {len(refs)} predictions are missing: {_listing(absent)}",
+            file=pred_dir,
+            remedy="Predict them, or score them as empty with missing='empty'",
+        )
+    if extra:
+        raise InputError(
+            f"{len(extra)} predictions have no reference: {_listing(extra)}",
+            file=pred_dir,
+            remedy=f"Add the references to {ref_dir} or move the predictions away; files pair by name",
+        )
+    return [CasePair(case, path, preds.get(case)) for case, path in refs.items()]
+
+
+def _check_grid(pred: LabelMap, ref: LabelMap) -> None:
+    if pred.affine is not None and ref.affine is not None:
+        difference = same_grid(pred.array.shape, pred.affine, ref.array.shape, ref.affine)
+    elif pred.array.shape != ref.array.shape:
+        difference = f"shape {pred.array.shape} against {ref.array.shape}"
+    else:
+        difference = None
+    if difference:
+        raise InputError(
+            f"{pred.source} and {ref.source} lie on different grids: {difference}",
+            remedy="Resample the prediction onto the reference's grid (nearest neighbour)",
+        )
+
+
+def _spacing(pred: LabelMap, ref: LabelMap, spacing_mm: Sequence[float] | None) -> tuple[float, ...]:
+    affine = ref.affine if ref.affine is not None else pred.affine
+    ndim = ref.array.ndim
+    if affine is not None:
+        if spacing_mm is not None:
+            raise InputError(
+                "spacing_mm is for arrays; these files carry their own", remedy="Leave spacing_mm out"
+            )
+        return spacing_of(affine)[:ndim]
+    spacing = (1.0,) * ndim if spacing_mm is None else tuple(float(size) for size in spacing_mm)
+    if len(spacing) != ndim or not all(0 < size < np.inf for size in spacing):
+        raise InputError(
+            f"spacing_mm must be {ndim} positive numbers, one per array axis, got {spacing}",
+            remedy="Give the voxel size in mm in the order of the array's axes",
+        )
+    return spacing
+
+
+def _whole_numbers(array: np.ndarray, role: str) -> np.ndarray:
+    if array.dtype.kind == "f":
+        rounded = np.rint(array)
+        if not np.isfinite(array).all() or np.abs(array - rounded).max(initial=0) > 1e-3:
+            raise InputError(
+                f"the {role} must hold whole numbers (labels), got fractions or NaN",
+                remedy="Threshold probabilities or take their arg max first",
+            )
+        return rounded.astype(np.int64)
+    if array.dtype.kind not in "iub":
+        raise InputError(
+            f"the {role} must be an array of integers, got {array.dtype}", remedy="Give label maps"
+        )
+    return array
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, str | Path)
+
+
+def _describe(source: Any) -> str:
+    return str(source) if _is_path(source) else "an array"
+
+
+def _listing(cases: Sequence[str], limit: int = 10) -> str:
+    more = f" and {len(cases) - limit} more" if len(cases) > limit else ""
+    return ", ".join(cases[:limit]) + more

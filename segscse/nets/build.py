@@ -1,0 +1,37 @@
+"""The one place that knows both sides: a plan and a model configuration in, a UNet out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from segscse.attention import block_options
+from segscse.config import AttentionConfig, ModelConfig
+from segscse.data.plan import Plan
+from segscse.nets.unet import POSITIONS, UNet
+
+
+def network_arguments(plan: Plan, config: ModelConfig) -> dict[str, Any]:
+    """Return the arguments of `UNet` as builtin values, as `model.json` keeps them."""
+    return {
+        "spatial_dims": plan.spatial_dims,
+        "in_channels": len(plan.channels),
+        "out_channels": len(plan.labels),
+        "features": [min(config.base_features * 2**i, config.max_features) for i in range(len(plan.strides))],
+        "strides": [list(stride) for stride in plan.strides],
+        "kernel_sizes": [list(kernel) for kernel in plan.kernel_sizes],
+        "attention": {position: _spec(position, config.attention) for position in POSITIONS},
+        "block": config.block,
+        "deep_supervision": config.deep_supervision,
+    }
+
+
+def build_unet(arguments: Mapping[str, Any]) -> UNet:
+    """Build the network that `network_arguments` describes."""
+    return UNet(**arguments)
+
+
+def _spec(position: str, config: AttentionConfig) -> list[Any]:
+    name = getattr(config, position)
+    takes_reduction = config.reduction is not None and "reduction" in block_options(name)
+    return [name, {"reduction": config.reduction} if takes_reduction else {}]
