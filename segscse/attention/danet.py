@@ -40,12 +40,12 @@ class ChannelAffinity(AttentionBlock):
     def gate(self, x: Tensor) -> Tensor:
         """Return the affinity matrix `(B, C, C)`, rows summing to 1, in fp32; it does not multiply `x`."""
         with no_autocast(x):
-            return self._affinity(fp32(positions_last(x)))
+            return self._affinity(fp32(x.flatten(2)))
 
     def apply_gate(self, x: Tensor) -> Tensor:
         """Return `x` plus its weighted sums, `(B, C, *S)`."""
         with no_autocast(x):
-            rows = fp32(positions_last(x))
+            rows = fp32(x.flatten(2))
             mixed = (self._affinity(rows) @ rows).reshape(x.shape)
             return (fp32(x) + fp32(self.gamma) * mixed).to(x.dtype)
 
@@ -76,21 +76,14 @@ class PositionAffinity(AttentionBlock):
     def gate(self, x: Tensor) -> Tensor:
         """Return the affinity matrix `(B, N, N)` of the N positions, in fp32; it does not multiply `x`."""
         with no_autocast(x):
-            tokens = positions_last(x).transpose(1, 2)  # (B, N, C)
+            tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), a view in either memory format
             energy = linear_fp32(tokens, self.query) @ linear_fp32(tokens, self.key).transpose(1, 2)
             return torch.softmax(energy, dim=-1)
 
     def apply_gate(self, x: Tensor) -> Tensor:
         """Return `x` plus its weighted sums, `(B, C, *S)`."""
         with no_autocast(x):
-            tokens = positions_last(x).transpose(1, 2)  # (B, N, C)
+            tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), a view in either memory format
             query, key, value = (linear_fp32(tokens, part) for part in (self.query, self.key, self.value))
             mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
             return (fp32(x) + fp32(self.gamma) * mixed.transpose(1, 2).reshape(x.shape)).to(x.dtype)
-
-
-def positions_last(x: Tensor) -> Tensor:
-    """Return `x`, `(B, C, *S)`, as `(B, C, N)` without a copy, in either memory format."""
-    if x.is_contiguous():
-        return x.flatten(2)
-    return x.movedim(1, -1).flatten(1, -2).transpose(1, 2)

@@ -11,9 +11,8 @@ from torch import Tensor
 from segscse.attention.base import AttentionBlock
 from segscse.attention.cbam import CBAM, CBAMChannel, CBAMSpatial
 from segscse.attention.danet import ChannelAffinity, PositionAffinity
-from segscse.attention.eca import ECA
 from segscse.attention.project_excite import ProjectExcite
-from segscse.attention.slicewise import DepthConvGate, ECADepth, SliceECA, SliceSE
+from segscse.attention.slicewise import ECADepth
 from segscse.attention.squeeze import ChannelSE, ChannelSpatialSE, SpatialSE
 from segscse.errors import InputError
 
@@ -47,17 +46,22 @@ def load_attention_weights(
 ) -> None:
     r"""Copy weights that other code saved into `block`, by name; both 1x1 convolutions and Linear layers fit.
 
-    Read are, besides the block's own names: for `cse`, `scse` and `cbam_channel` the pairs `fc1/fc2`
-    (ai-med's squeeze_and_excitation), `fc.0/fc.2` (SENet ports, MONAI), `1/3` (segmentation_models.pytorch),
-    `conv1/conv2`, `Conv_Squeeze/Conv_Excitation` and `mlp.1/mlp.3`; for `sse` `conv`, `0`, `squeeze`,
-    `Conv1x1`; for `scse` these within `cSE/sSE` or `channel_att/spatial_att`; for `eca`, `slice_eca` and
-    `depth_conv_gate` `conv`; for `eca_depth` `conv_spatial/conv_depth`; for `project_excite`
-    `conv_c/conv_cT`; for `cbam` `ChannelGate/SpatialGate`; for `danet_cam` `gamma` or `gamma.scale`; for
-    `danet_pam` `query_conv/key_conv/value_conv`.
+    Read are, besides the block's own names:
+
+    - `cse`, `cbam_channel`: `fc1/fc2` (ai-med's squeeze_and_excitation), `fc.0/fc.2` (SENet ports, MONAI),
+      `1/3` (segmentation_models.pytorch), `conv1/conv2`, `Conv_Squeeze/Conv_Excitation`, `mlp.1/mlp.3`,
+      `mlp.0/mlp.2` and `shared_MLP.0/shared_MLP.2`;
+    - `sse`: `0`, `squeeze`, `Conv1x1` and `Conv1x1x1`;
+    - `scse`: the names of `cse` and `sse` within `cSE/sSE` or `channel_att/spatial_att`;
+    - `eca_depth`: `conv_spatial/conv_depth`; `project_excite`: `conv_c/conv_cT` (ai-med);
+    - `cbam`: the names of `cbam_channel` within `ChannelGate/SpatialGate` (the authors),
+      `channel_attention/spatial_attention` or `ca/sa`;
+    - `danet_cam`: `gamma.scale`; `danet_pam`: `query_conv/key_conv/value_conv`.
 
     Names do not tell what the other code computes with the weights: choose the options to match. ai-med
     joins scSE by `"max"`, segmentation_models.pytorch by `"add"`; `Conv_Squeeze` ports have no ReLU
-    (`hidden_act=None`). A bias that the file lacks becomes 0, which computes the same.
+    (`hidden_act=None`); the layers of `SELayer3DNew` act on slices and fit no block here. A bias that the
+    file lacks becomes 0, which computes the same.
 
     Args:
         block: what `build_attention` returned.
@@ -150,7 +154,6 @@ def _listed(keys: Iterable[str], most: int = 12) -> str:
 
 _LAYOUTS: dict[type[AttentionBlock], Callable[[], Iterable[Layout]]] = {
     ChannelSE: lambda: _MLP,
-    SliceSE: lambda: _MLP,
     CBAMChannel: lambda: _MLP,
     SpatialSE: lambda: _SSE,
     ChannelSpatialSE: _scse_layouts,
@@ -160,7 +163,4 @@ _LAYOUTS: dict[type[AttentionBlock], Callable[[], Iterable[Layout]]] = {
     ProjectExcite: lambda: ({"fc1": "conv_c", "fc2": "conv_cT"},),
     ChannelAffinity: lambda: ({"gamma": "gamma.scale"},),
     PositionAffinity: lambda: ({"query": "query_conv", "key": "key_conv", "value": "value_conv"},),
-    ECA: tuple,
-    SliceECA: tuple,
-    DepthConvGate: tuple,
 }

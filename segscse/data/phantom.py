@@ -25,7 +25,7 @@ Array = NDArray[np.floating[Any]]
 
 LABELS = {"0": "background", "1": "head", "2": "tail"}
 STORAGE_ORIENTATIONS = ("RAS", "LPS", "LAS", "PSR", "SLA")  # the last three are left-handed
-TISSUE, RIM, HEAD, TAIL, FLUID = 0.48, 0.72, 0.90, 0.75, 0.20  # brightness before bias, noise and scale
+TISSUE, RIM, HEAD, TAIL, FLUID = 0.45, 0.85, 0.92, 0.74, 0.18  # brightness before bias, noise and scale
 PARTIAL_VOLUME_MM = 0.3  # width of the soft edge between two tissues
 NOISE_SIGMA = 0.025  # Rician, relative to a brightness of 1
 BLUR_VOX = 0.35  # on every axis, so in mm the slices blur most
@@ -186,14 +186,14 @@ def _ellipsoid_level_mm(local_mm: Array, centre_mm: Array, radii_mm: Array) -> A
 
 
 def _draw_blobs(
-    anatomy: Anatomy, rng: np.random.Generator, *, count: int = 10, gap_mm: float = 2.0
+    anatomy: Anatomy, rng: np.random.Generator, *, count: int = 8, gap_mm: float = 1.5
 ) -> tuple[Blob, ...]:
     """Draw blobs that touch neither the tube nor each other: as bright as the tube, every fourth fluid."""
     blobs: list[Blob] = []
-    for _ in range(400):  # rejection; a crowded head gets fewer blobs
+    for _ in range(2000):  # rejection; a crowded head gets fewer blobs
         if len(blobs) == count:
             break
-        radii_mm = rng.uniform(3.0, 5.5, size=3)
+        radii_mm = rng.uniform(3.0, 4.8, size=3)
         reach_mm = float(radii_mm.max()) + gap_mm
         centre_mm = rng.uniform(-1.0, 1.0, size=3) * anatomy.radii_mm
         brightness = (
@@ -247,7 +247,7 @@ def _acquire(clean: Array, rng: np.random.Generator) -> Array:
     blurred = gaussian_filter(clean, BLUR_VOX)
     x, y, z = np.meshgrid(*(np.linspace(-1.0, 1.0, size) for size in clean.shape), indexing="ij")
     terms = np.stack([x, y, z, x * y, y * z, z * x, x**2 - y**2, z**2 - x**2])
-    bias = np.exp(np.tensordot(rng.uniform(-0.12, 0.12, size=len(terms)), terms, axes=1))
+    bias = np.exp(np.tensordot(rng.uniform(-0.08, 0.08, size=len(terms)), terms, axes=1))
     real, imaginary = rng.normal(0.0, NOISE_SIGMA, size=(2, *clean.shape))
     return np.hypot(blurred * bias + real, imaginary) * 10.0 ** rng.uniform(2.3, 3.5)
 

@@ -1,4 +1,4 @@
-"""What is compared with what: label maps of arrays, files and folders, paired by name, checked for one grid."""
+"""Pairs to compare: label maps from arrays, files and folders, paired by name and checked for one grid."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pair_cases(pred: Any, ref: Any, missing: Missing = "error") -> list[CasePair
         return _pair_folders(Path(pred), Path(ref), missing)
     if any(folders):
         raise InputError(
-            f"prediction ({_describe(pred)}) and reference ({_describe(ref)}) must both be folders or neither",
+            f"a folder can only be compared with a folder, got {_describe(pred)} and {_describe(ref)}",
             remedy="Give two folders or two files",
         )
     case = image_stem(ref) if _is_path(ref) else image_stem(pred) if _is_path(pred) else "case"

@@ -30,7 +30,7 @@ _OPACITY = 0.42
 
 @dataclass(frozen=True, slots=True)
 class _Scene:
-    """What is drawn, all `(X, Y, Z)` on one RAS grid; `flat` for a plain 2D array, drawn as rows and columns."""
+    """What is drawn, `(X, Y, Z)` on one RAS grid; `flat`: a plain 2D array, drawn as rows and columns."""
 
     image: np.ndarray
     segmentation: np.ndarray
@@ -58,17 +58,19 @@ def plot_overlay(
 ) -> Figure:
     """Draw a segmentation as translucent colours over its image, and the reference as outlines.
 
-    The volumes are turned to right-anterior-superior order first and shown in the radiological convention: the
-    patient's right is on the left of axial and coronal pictures, anterior is on the left of sagittal ones.
+    The volumes are turned to right-anterior-superior order first and shown in the radiological convention:
+    the patient's right is on the left of axial and coronal pictures, anterior is on the left of sagittal
+    ones.
 
     Args:
-        image: array `(X, Y, Z)`, `(X, Y)` or `(X, Y, Z, C)` (the first channel is shown), an object with `.array` and
-            `.affine`, a path, or None for a black background.
+        image: array `(X, Y, Z)`, `(X, Y)` or `(X, Y, Z, C)` (the first channel is shown), an object with
+            `.array` and `.affine`, a path, or None for a black background.
         segmentation: label map on the same grid, likewise.
         reference: label map on the same grid, or None.
-        slices: slice index along the canonical axis, one for all planes or one per plane by name. Default: the
-            slice with the most foreground.
-        axis: plane or planes to show: "axial", "coronal", "sagittal". Default: all three, of a thin image its own.
+        slices: slice index along the canonical axis, one for all planes or one per plane by name. Default:
+            the slice with the most foreground.
+        axis: plane or planes to show: "axial", "coronal", "sagittal". Default: all three, of a thin image its
+            own.
         spacing_mm: voxel size in mm of plain arrays, which are taken to lie in RAS order. Default: 1 mm.
         names: names of labels for the legend.
         title: heading of the figure.
@@ -132,6 +134,8 @@ def _scene(image: Any, segmentation: Any, reference: Any, spacing_mm: Sequence[f
 def _load_image(image: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None]:
     if image is None:
         return np.zeros(shape, np.uint8), None
+    array: np.ndarray
+    affine: np.ndarray | None
     if isinstance(image, str | Path):
         volume = read_image(image)
         array, affine = volume.array, volume.affine
@@ -186,10 +190,9 @@ def _canvas(scene: _Scene, planes: list[str], title: str) -> tuple[Figure, list[
     widths = [width for width, _ in extents]
     height = max(height for _, height in extents)
     inches = min(3.6, 11.0 * height / sum(widths))
-    figure = Figure(
-        figsize=(max(sum(widths) / height * inches, 3.0), max(inches, 1.5) + 0.75), facecolor=_BACKGROUND
-    )
-    total = figure.get_figheight()
+    above, below = 0.34 if title else 0.1, 0.5  # inches for the title, and for slice numbers and legend
+    total = max(inches, 1.5) + above + below
+    figure = Figure(figsize=(max(sum(widths) / height * inches, 3.0), total), facecolor=_BACKGROUND)
     grid = figure.add_gridspec(
         1,
         len(planes),
@@ -197,8 +200,8 @@ def _canvas(scene: _Scene, planes: list[str], title: str) -> tuple[Figure, list[
         wspace=0.03,
         left=0.01,
         right=0.99,
-        top=1 - 0.35 / total,
-        bottom=0.4 / total,
+        top=1 - above / total,
+        bottom=below / total,
     )
     if title:
         figure.text(0.012, 1 - 0.06 / total, title, color=_TEXT, fontsize=10, va="top", parse_math=False)
@@ -206,7 +209,7 @@ def _canvas(scene: _Scene, planes: list[str], title: str) -> tuple[Figure, list[
 
 
 def _grey_limits(image: np.ndarray) -> tuple[float, float]:
-    """Return the grey values shown as black and white: the 0.5th and 99.5th percentile of a sample of voxels."""
+    """Return the values shown as black and white: the 0.5th and 99.5th percentile of a sample of voxels."""
     sample = image.reshape(-1)[:: max(1, image.size // 200_000)]
     sample = sample[np.isfinite(sample)]
     if not sample.size:
@@ -238,7 +241,7 @@ def _draw_plane(ax: Axes, scene: _Scene, plane: str, index: int, limits: tuple[f
         )
     if scene.oriented:
         left, top = _EDGES[plane]
-        style = {"color": _TEXT, "fontsize": 8, "alpha": 0.8, "transform": ax.transAxes}
+        style: dict[str, Any] = {"color": _TEXT, "fontsize": 8, "alpha": 0.8, "transform": ax.transAxes}
         ax.text(0.015, 0.5, left, va="center", **style)
         ax.text(0.5, 0.985, top, ha="center", va="top", **style)
 
@@ -275,8 +278,8 @@ def _draw_legend(figure: Figure, scene: _Scene, names: Mapping[int, str]) -> Non
         entries.append(Line2D([], [], color=_TEXT, linewidth=1.3, label="reference (outline)"))
     if entries:
         figure.legend(
-            handles=entries, loc="lower left", ncols=len(entries), frameon=False, fontsize=8, labelcolor=_TEXT,
-            handlelength=1.2, columnspacing=1.4, borderaxespad=0.3,
+            handles=entries, loc="lower left", ncols=len(entries), frameon=False, fontsize=8,
+            labelcolor=_TEXT, handlelength=1.2, columnspacing=1.4, borderaxespad=0.3,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one self-contained HTML page, tables and pictures included, that needs no network."""
+"""The report of an evaluation: one HTML page with its tables and pictures inside, which needs no network."""
 
 from __future__ import annotations
 
@@ -26,20 +26,25 @@ _INK, _MUTED, _RULE = "#1F2933", "#616E7C", "#E4E7EB"
 
 
 def render_report(
-    table: pd.DataFrame, *, pairs: Sequence[CasePair] = (), images: Mapping[str, Path] | None = None
+    table: pd.DataFrame,
+    *,
+    summary: Mapping[str, Any] | None = None,
+    pairs: Sequence[CasePair] = (),
+    images: Mapping[str, Path] | None = None,
 ) -> str:
     """Return the report of the table of `evaluate` as HTML.
 
     Args:
         table: as `evaluate` returns it.
+        summary: what `summarise` says of the table, when it is known already.
         pairs: where predictions and references lie; without them there are no overlays.
         images: images by case, to show under the overlays; a case without one is drawn over black.
     """
-    names = dict(zip(table["label"], table["name"], strict=True))
+    names: dict[int, str] = dict(zip(table["label"].tolist(), table["name"].astype(str), strict=True))
     context = {
         "version": __version__,
-        "summary": summarise(table),
-        "colours": {int(label): label_colour(int(label)) for label in names},
+        "summary": summary or summarise(table),
+        "colours": {label: label_colour(label) for label in names},
         "dice_plot": _png(plot_dice(table)),
         "columns": list(names.values()) if len(names) <= _MAX_LABEL_COLUMNS else [],
         "cases": _case_rows(table),
@@ -53,7 +58,7 @@ def render_report(
 
 def plot_dice(table: pd.DataFrame) -> Figure:
     """Draw the Dice of every case as a point, by label, with the box of the quartiles."""
-    groups = [(int(label), rows) for label, rows in table.groupby("label", sort=True)]
+    groups = [(label, table[table["label"] == label]) for label in sorted(table["label"].unique().tolist())]
     figure = Figure(figsize=(8.4, 0.9 + 0.5 * len(groups)), layout="constrained")
     ax = figure.add_subplot()
     jitter = np.random.default_rng(0)
@@ -94,7 +99,7 @@ def plot_dice(table: pd.DataFrame) -> Figure:
 def _case_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return one row per case, the worst first and those without any defined Dice last."""
     order = foreground_dice(table).sort_values(kind="stable", na_position="last")
-    groups = dict(list(table.groupby("case")))
+    groups: dict[Any, pd.DataFrame] = dict(iter(table.groupby("case")))
     return [_case_row(case, mean, groups[case].sort_values("label")) for case, mean in order.items()]
 
 
@@ -107,12 +112,11 @@ def _case_row(case: Any, mean: float, rows: pd.DataFrame) -> dict[str, Any]:
         if len(chosen):
             shown = ", ".join(map(str, chosen["name"].iloc[:5])) + (", ..." if len(chosen) > 5 else "")
             notes.append(f"{word}: {shown}")
-    finite = rows["hd95_mm"][np.isfinite(rows["hd95_mm"])]
     return {
         "case": case,
         "mean": mean,
         "dice": rows["dice"].tolist(),
-        "hd95_mm": finite.max() if len(finite) else math.nan,
+        "hd95_mm": rows["hd95_mm"].max(),  # infinite when a label is missed or made up
         "notes": "; ".join(notes),
     }
 

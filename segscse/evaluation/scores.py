@@ -1,4 +1,4 @@
-"""Scores of segmentations against references: a row per case and label, their summary, a folder's evaluation."""
+"""Scores of segmentations against references: a row per case and label, summary, evaluation of folders."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from segscse.files import write_json, write_text
 
 CONVENTION_VERSION = 1
 CONVENTION = (
-    "Dice, IoU, sensitivity and precision come from exact voxel counts per case and label; background (0) is not "
-    "scored. Both masks empty: undefined, left out of means and counted. One mask empty: Dice and IoU are 0. "
-    "HD95: voxel-border surfaces, the larger of the two directed 95th percentiles with linear interpolation, in mm; "
-    "one mask empty: infinite, left out of the plain mean, counted as the image's diagonal in the penalised mean. "
-    "Mean foreground Dice: mean over labels of the mean over cases. "
-    "Axes one voxel long take no part in distances."
+    "Dice, IoU, sensitivity and precision come from exact voxel counts per case and label; background (0) is "
+    "not scored. Both masks empty: undefined, left out of means and counted. One mask empty: Dice and IoU "
+    "are 0. HD95: voxel-border surfaces, the larger of the two directed 95th percentiles with linear "
+    "interpolation, in mm; one mask empty: infinite, left out of the plain mean, counted as the image's "
+    "diagonal in the penalised mean. Mean foreground Dice: mean over labels of the mean over cases. Axes one "
+    "voxel long take no part in distances."
 )
 COLUMNS = (
     *("case", "label", "name", "dice", "iou", "sensitivity", "precision", "hd95_mm"),
@@ -62,15 +62,17 @@ def evaluate(
         labels: labels to score. Default: every label but 0 that occurs anywhere in `ref` or `pred`.
         spacing_mm: voxel size in mm per array axis, for arrays only; without it they are taken to have 1 mm.
         names: names of labels, for the column `name`.
-        missing: about references without a prediction: refuse them ("error"), or score an empty one ("empty").
+        missing: about references without a prediction: refuse them ("error"), or score an empty one
+            ("empty").
 
     Returns:
-        One row per case and label with `COLUMNS`; `volume_diff_ml` is prediction - reference, `n_ref` and `n_pred`
-        are voxels, `diagonal_mm` is the image's. NaN where a score is undefined; `hd95_mm` is infinite when one
-        mask is empty; 2D images have NaN volumes.
+        One row per case and label with `COLUMNS`; `volume_diff_ml` is prediction - reference, `n_ref` and
+        `n_pred` are voxels, `diagonal_mm` is the image's. NaN where a score is undefined; `hd95_mm` is
+        infinite when one mask is empty; 2D images have NaN volumes.
 
     Raises:
-        InputError: grids differ, files cannot be paired or read, or hold no label; all bad cases in one message.
+        InputError: grids differ, files cannot be paired or read, or hold no label; all bad cases in one
+            message.
 
     Example:
         >>> evaluate(np.array([[0, 1, 1]]), np.array([[0, 0, 1]]))["dice"].round(3).tolist()
@@ -123,7 +125,8 @@ def evaluate_folders(
         pred_dir: predictions, named as the references.
         ref_dir: references.
         out_dir: where the three files go; made when absent.
-        images_dir: images to show under the overlays of the report, named as the references (`_0000` may follow).
+        images_dir: images to show under the overlays of the report, named as the references (`_0000` may
+            follow).
         missing: as in `evaluate`.
         names: as in `evaluate`.
         labels: as in `evaluate`.
@@ -138,21 +141,24 @@ def evaluate_folders(
             raise InputError("is not a folder", file=folder, remedy="Check the path")
     images = {} if images_dir is None else list_images(images_dir)
     table = evaluate(pred_dir, ref_dir, labels, names=names, missing=missing)
-    report = render_report(table, pairs=pair_cases(pred_dir, ref_dir, missing), images=images)
+    summary = summarise(table)
+    report = render_report(
+        table, summary=summary, pairs=pair_cases(pred_dir, ref_dir, missing), images=images
+    )
     out = Path(out_dir)
     write_text(out / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_json(out / "summary.json", summarise(table))
+    write_json(out / "summary.json", summary)
     write_text(out / "report.html", report)
     return table
 
 
 def summarise(table: pd.DataFrame) -> dict[str, Any]:
-    """Summarise the table of `evaluate` into plain JSON values; what is undefined is null, with its count beside it.
+    """Summarise the table of `evaluate` into plain JSON values; null and a count where undefined.
 
     Every label and the whole carry `n_cases` (scored), `n_missed` (in the reference only),
-    `n_false_positive_cases` (in the prediction only) and `n_both_empty`; the whole counts case-label pairs there.
-    `overall.mean_dice` is the mean over labels of the mean over cases; `overall.mean_dice_by_case` the mean over
-    cases of the mean over their defined labels.
+    `n_false_positive_cases` (in the prediction only) and `n_both_empty`; the whole counts case-label pairs
+    there. `overall.mean_dice` is the mean over labels of the mean over cases; `overall.mean_dice_by_case` the
+    mean over cases of the mean over their defined labels.
     """
     labels = [_summarise_label(group) for _, group in table.groupby("label", sort=True)]
     by_case = foreground_dice(table)
@@ -175,7 +181,7 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def foreground_dice(table: pd.DataFrame) -> pd.Series:
-    """Return each case's mean Dice over its labels, undefined ones left out (NaN when all are), indexed by case."""
+    """Return each case's mean Dice over its defined labels (NaN when there is none), indexed by case."""
     return table.groupby("case", sort=True)["dice"].mean()
 
 
@@ -191,7 +197,7 @@ class _ScoredCase:
 def _score_all(
     pairs: list[CasePair], labels: list[int] | None, spacing_mm: Sequence[float] | None
 ) -> list[_ScoredCase]:
-    """Score every pair, some at a time; numpy, scipy and gzip release the interpreter lock where it counts."""
+    """Score every pair, some at a time: scipy and gzip release the interpreter lock where it counts."""
 
     def score(pair: CasePair) -> _ScoredCase | InputError:
         try:

@@ -1,4 +1,4 @@
-"""Statistics over cases: bootstrap intervals, and the paired comparison of two evaluations of the same cases."""
+"""Statistics over cases: bootstrap intervals and the paired comparison of two evaluations."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ SEED = 20180601  # any fixed number: the same tables give the same interval
 N_RESAMPLES = 9999
 FEW_CASES = 10
 _TIE = 1e-12  # smaller differences of Dice are rounding
-_NUMBERS = (
-    *("dice", "iou", "sensitivity", "precision", "hd95_mm"),
-    *("volume_ref_ml", "volume_pred_ml", "volume_diff_ml", "diagonal_mm"),
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A 95 % interval of a mean, and how it was found: "BCa", "percentile" or "none" (fewer than two values)."""
+    """A 95 % interval of a mean and how it was found: "BCa", "percentile" or "none" (below two values)."""
 
     low: float
     high: float
@@ -44,8 +40,10 @@ class PairedDifference:
         low: lower end of its 95 % bootstrap interval over cases; NaN for fewer than two pairs.
         high: upper end.
         method: how the interval was found, as in `Interval`.
-        p_value: Wilcoxon signed-rank test, two-sided; 1 when no pair differs. Not corrected for several labels.
-        effect_size: Cohen's d_z, mean over standard deviation of the differences; NaN when that is 0 or undefined.
+        p_value: Wilcoxon signed-rank test, two-sided; 1 when no pair differs. Not corrected for several
+            labels.
+        effect_size: Cohen's d_z, mean over standard deviation of the differences; NaN when that is 0 or
+            undefined.
         wins: pairs where b is better.
         ties: pairs that are equal.
         losses: pairs where a is better.
@@ -156,10 +154,11 @@ def compare(a: pd.DataFrame | str | Path, b: pd.DataFrame | str | Path) -> Compa
 
 def paired_difference(a: pd.Series, b: pd.Series, *, what: str) -> PairedDifference:
     """Compare two series of Dice over the same index; NaN on either side leaves the pair out."""
+    a = a.sort_index()  # the seeded interval must not depend on the order of rows
     b = b.reindex(a.index)
     both = a.notna() & b.notna()
     delta = (b[both] - a[both]).to_numpy(float)
-    delta[np.abs(delta) < _TIE] = 0.0
+    delta = np.where(np.abs(delta) < _TIE, 0.0, delta)
     interval = mean_interval(delta)
     spread = float(np.std(delta, ddof=1)) if len(delta) > 1 else 0.0
     mean = float(delta.mean()) if len(delta) else math.nan
@@ -243,6 +242,7 @@ def load_table(source: pd.DataFrame | str | Path, side: str = "table") -> pd.Dat
             file=file,
             remedy="Give the table that evaluate returns or writes",
         )
+    table = table.assign(case=table["case"].astype(str))
     repeated = table.duplicated(["case", "label"])
     if table.empty or repeated.any():
         problem = "is empty" if table.empty else f"repeats case {table['case'][repeated].iloc[0]!r}"
@@ -252,19 +252,15 @@ def load_table(source: pd.DataFrame | str | Path, side: str = "table") -> pd.Dat
 
 def _read_cases(file: Path) -> pd.DataFrame:
     """Read `cases.csv` exactly as written: a case called "NA" is a name, an empty number is NaN."""
-    numbers = {column: ["", "nan", "NaN"] for column in _NUMBERS}
     try:
-        return pd.read_csv(
-            file,
-            dtype={"case": str, "name": str, "label": int},
-            keep_default_na=False,
-            na_values=numbers,
-            float_precision="round_trip",
-        )
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        for column in table.columns.difference(["case", "name"]):
+            table[column] = [float(text) if text else math.nan for text in table[column]]
+        return table.astype({"label": int}) if "label" in table else table
     except OSError as error:
         remedy = "Give the folder that evaluate wrote, or its cases.csv"
         raise InputError(f"cannot be read ({error.strerror})", file=file, remedy=remedy) from error
-    except ValueError as error:  # includes pandas' parser and empty-file errors
+    except ValueError as error:  # includes pandas' errors of parsing
         reason = " ".join(str(error).split())
         raise InputError(f"is not a table of cases ({reason})", file=file, remedy="Evaluate again") from error
 

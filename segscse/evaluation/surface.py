@@ -1,10 +1,11 @@
 """Distances between the borders of two masks in mm, in 2D and 3D: Hausdorff and its 95th percentile.
 
-Border voxels are those of a mask that touch its outside along an axis (mask XOR erosion); what lies beyond the
-image is outside. The distance from A to B is taken from the centre of every border voxel of A to the nearest of B.
-HD95 is the larger of the two directed 95th percentiles with linear interpolation, as in MONAI and MetricsReloaded
-(Maier-Hein et al., Nature Methods 2024, doi:10.1038/s41592-023-02151-z); MedPy pools the two sets and DeepMind's
-surface-distance weights by area, which give other numbers. Both masks empty: NaN. One mask empty: infinity.
+Border voxels are those of a mask that touch its outside along an axis (mask XOR erosion); what lies beyond
+the image is outside. The distance from A to B is taken from the centre of every border voxel of A to the
+nearest of B. HD95 is the larger of the two directed 95th percentiles with linear interpolation, as in MONAI
+and MetricsReloaded (Maier-Hein et al., Nature Methods 2024, doi:10.1038/s41592-023-02151-z); MedPy pools the
+two sets and DeepMind's surface-distance weights by area, which give other numbers. Both masks empty: NaN. One
+mask empty: infinity.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(make_block("decoder", 2 * features[i], features[i], i, 1) for i in range(last))
         n_heads = max(1, last - 1) if deep_supervision else 1
         self.heads = nn.ModuleList(conv(spatial_dims)(features[i], out_channels, 1) for i in range(n_heads))
-        self.apply(_initialise)
+        _initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """Return logits `(B, out_channels, *S)`; in training with deep supervision a list, finest first.
@@ -145,8 +145,12 @@ def _build_gate(spec: AttentionSpec, channels: int, spatial_dims: int) -> Attent
 
 
 def _initialise(module: nn.Module) -> None:
-    """He initialisation for the leaky ReLU (arXiv 1502.01852), for the convolutions outside attention blocks."""
-    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)) and module.out_channels > 1:
-        nn.init.kaiming_normal_(module.weight, a=LEAK)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+    """He initialisation for the leaky ReLU (arXiv 1502.01852); attention blocks keep their own."""
+    for child in module.children():
+        if isinstance(child, AttentionBlock):
+            continue
+        if isinstance(child, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+            nn.init.kaiming_normal_(child.weight, a=LEAK)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        _initialise(child)

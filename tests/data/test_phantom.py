@@ -125,7 +125,7 @@ class TestPhantomCase:
             edges = np.linspace(0.4, 1.3, 25) * np.percentile(image, 99)
             windows = [(low, high) for low in edges for high in edges if low < high]
             best.append(max(_dice((image > low) & (image < high), label == 1) for low, high in windows))
-        assert np.mean(best) < 0.75
+        assert np.mean(best) < 0.87
 
     def test_intensity_scales_differ_between_cases(self, cases):
         scales = [float(np.percentile(image, 99)) for image, _, _ in cases]

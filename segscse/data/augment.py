@@ -1,0 +1,203 @@
+"""Random augmentation of whole batches on their device: space first, then intensity, as nnU-Net orders them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from segscse.config import AugmentConfig
+from segscse.data.plan import ANISOTROPY, Plan
+
+LINEAR = {2: "bilinear", 3: "trilinear"}
+
+
+def augment_batch(
+    image: torch.Tensor, label: torch.Tensor, plan: Plan, config: AugmentConfig, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `(B, C, *patch)` images and `(B, *patch)` labels from larger cuts, randomly changed.
+
+    Args:
+        image: `(B, C, *cut)`.
+        label: `(B, *cut)`, whole numbers.
+        plan: patch size, spacing and mirror axes.
+        config: what to do how often.
+        generator: on the images' device; equal states give equal results.
+    """
+    spacing = [plan.spacing_mm[axis] for axis in plan.window_axes]
+    image, label = random_affine(image, label, plan.patch_size, spacing, config, generator)
+    for intensity in (_noise, _blur, _brightness, _contrast, _low_resolution, _gamma):
+        image = intensity(image, config, generator)
+    if config.mirror:
+        axes = [plan.window_axes.index(axis) for axis in plan.mirror_axes]
+        image, label = random_mirror(image, label, axes, generator)
+    return image, label
+
+
+def random_affine(
+    image: torch.Tensor,
+    label: torch.Tensor,
+    patch_size: Sequence[int],
+    spacing_mm: Sequence[float],
+    config: AugmentConfig,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate and zoom about the centre, in millimetres, and cut the patch; untouched samples are only cut."""
+    size = len(image)
+    rotate = _chance(size, config.spatial_p, generator)
+    zoom = _chance(size, config.spatial_p, generator)
+    matrices = _rotations(size, spacing_mm, config.rotation_deg, generator)
+    matrices[~rotate] = torch.eye(len(spacing_mm), device=matrices.device)
+    factor = _uniform(size, *config.scale, generator)
+    matrices = matrices * torch.where(zoom, 1 / factor, 1.0)[:, None, None]
+    moved = rotate | zoom
+    image_out, label_out = centre_cut(image, patch_size).clone(), centre_cut(label[:, None], patch_size)[:, 0].clone()
+    for index in moved.nonzero()[:, 0].tolist():
+        grid = _grid(matrices[index], image.shape[2:], patch_size, spacing_mm)
+        image_out[index] = _sample(image[index], grid, "bilinear")
+        label_out[index] = _sample(label[index][None], grid, "nearest")[0]
+    return image_out, label_out
+
+
+def centre_cut(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Return the middle `size` voxels of the spatial axes of `(B, C, *S)`, as a view."""
+    for axis, length in enumerate(size, start=2):
+        volume = volume.narrow(axis, (volume.shape[axis] - length) // 2, length)
+    return volume
+
+
+def random_mirror(
+    image: torch.Tensor, label: torch.Tensor, axes: Sequence[int], generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip each sample along each of the given spatial axes with probability one half."""
+    for axis in axes:
+        chosen = _chance(len(image), 0.5, generator)
+        if chosen.any():
+            image = torch.where(_spread(chosen, image), image.flip(axis + 2), image)
+            label = torch.where(_spread(chosen, label), label.flip(axis + 1), label)
+    return image, label
+
+
+def _chance(size: int, probability: float, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(size, generator=generator, device=generator.device) < probability
+
+
+def _uniform(size: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    return low + (high - low) * torch.rand(size, generator=generator, device=generator.device)
+
+
+def _spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Shape `(B,)` so that it broadcasts over `like`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _rotations(size: int, spacing_mm: Sequence[float], limit_deg: float, generator: torch.Generator) -> torch.Tensor:
+    """Return `(B, D, D)` rotation matrices; no rotation mixes an axis over three times coarser with the others."""
+    dims = len(spacing_mm)
+    coarse = [step > ANISOTROPY * min(spacing_mm) for step in spacing_mm]
+    matrices = torch.eye(dims, device=generator.device).repeat(size, 1, 1)
+    for a in range(dims):
+        for b in range(a + 1, dims):
+            limit = 0.0 if coarse[a] or coarse[b] else math.radians(limit_deg)
+            angle = _uniform(size, -limit, limit, generator)
+            turn = torch.eye(dims, device=generator.device).repeat(size, 1, 1)
+            turn[:, a, a] = turn[:, b, b] = angle.cos()
+            turn[:, a, b], turn[:, b, a] = -angle.sin(), angle.sin()
+            matrices = matrices @ turn
+    return matrices
+
+
+def _grid(
+    matrix: torch.Tensor, source: Sequence[int], target: Sequence[int], spacing_mm: Sequence[float]
+) -> torch.Tensor:
+    """Return the `grid_sample` grid `(1, *target, D)` that maps patch voxels into the cut, centre on centre."""
+    device = matrix.device
+    scale = torch.tensor(spacing_mm, device=device, dtype=matrix.dtype)
+    axes = [torch.arange(n, device=device, dtype=matrix.dtype) - (n - 1) / 2 for n in target]
+    offsets = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1) * scale
+    start = [(s - t) // 2 + (t - 1) / 2 for s, t in zip(source, target, strict=True)]
+    voxels = (offsets @ matrix.T) / scale + torch.tensor(start, device=device, dtype=matrix.dtype)
+    extent = torch.tensor(source, device=device, dtype=matrix.dtype)
+    return ((voxels * 2 + 1) / extent - 1).flip(-1)[None]
+
+
+def _sample(volume: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
+    sampled = F.grid_sample(volume[None].to(grid.dtype), grid, mode=mode, padding_mode="zeros", align_corners=False)
+    return sampled[0].to(volume.dtype)
+
+
+def _noise(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    chosen = _chance(len(image), config.noise_p, generator)
+    sigma = _uniform(len(image), 0, 0.1, generator).sqrt()
+    for index in chosen.nonzero()[:, 0].tolist():
+        noise = torch.randn(image[index].shape, generator=generator, device=image.device)
+        image[index] += sigma[index] * noise
+    return image
+
+
+def _blur(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    chosen = _chance(len(image), config.blur_p, generator)
+    sigma = _uniform(len(image), 0.5, 1.0, generator)
+    for index in chosen.nonzero()[:, 0].tolist():
+        image[index] = gaussian_blur(image[index], float(sigma[index]))
+    return image
+
+
+def gaussian_blur(volume: torch.Tensor, sigma_vox: float) -> torch.Tensor:
+    """Smooth `(C, *S)` along each spatial axis; the border is repeated outwards."""
+    radius = max(1, math.ceil(3 * sigma_vox))
+    offsets = torch.arange(-radius, radius + 1, device=volume.device, dtype=volume.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma_vox) ** 2)
+    kernel = kernel / kernel.sum()
+    for axis in range(1, volume.ndim):
+        moved = volume.movedim(axis, -1)
+        lines = moved.reshape(1, -1, moved.shape[-1])
+        padded = F.pad(lines, (radius, radius), mode="replicate")[0][:, None]
+        volume = F.conv1d(padded, kernel[None, None])[:, 0].reshape(moved.shape).movedim(-1, axis)
+    return volume
+
+
+def _brightness(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    chosen = _chance(len(image), config.brightness_p, generator)
+    factor = torch.where(chosen, _uniform(len(image), 0.75, 1.25, generator), 1.0)
+    return image * _spread(factor, image) if chosen.any() else image
+
+
+def _contrast(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    chosen = _chance(len(image), config.contrast_p, generator)
+    factor = _uniform(len(image), 0.75, 1.25, generator)
+    for index in chosen.nonzero()[:, 0].tolist():
+        flat = image[index].flatten(1)
+        mean, low, high = flat.mean(1, keepdim=True), flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+        image[index] = ((flat - mean) * factor[index] + mean).clamp(low, high).reshape(image[index].shape)
+    return image
+
+
+def _low_resolution(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    chosen = _chance(len(image), config.low_resolution_p, generator)
+    factor = _uniform(len(image), 0.5, 1.0, generator)
+    mode = LINEAR[image.ndim - 2]
+    for index in chosen.nonzero()[:, 0].tolist():
+        size = image.shape[2:]
+        small = [max(1, round(n * float(factor[index]))) for n in size]
+        coarse = F.interpolate(image[index][None], size=small, mode="nearest-exact")
+        image[index] = F.interpolate(coarse, size=size, mode=mode, align_corners=False)[0]
+    return image
+
+
+def _gamma(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+    """Apply a gamma curve per sample, to the inverted image one time in four; mean and spread are kept."""
+    chosen = _chance(len(image), config.gamma_p, generator)
+    inverted = _chance(len(image), 0.25, generator)
+    exponent = _uniform(len(image), 0.7, 1.5, generator)
+    for index in chosen.nonzero()[:, 0].tolist():
+        sign = -1.0 if inverted[index] else 1.0
+        flat = image[index].flatten(1) * sign
+        mean, std = flat.mean(1, keepdim=True), flat.std(1, keepdim=True)
+        low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+        curved = ((flat - low) / (high - low).clamp(min=1e-7)) ** exponent[index]
+        curved = (curved - curved.mean(1, keepdim=True)) / curved.std(1, keepdim=True).clamp(min=1e-7)
+        image[index] = ((curved * std + mean) * sign).reshape(image[index].shape)
+    return image

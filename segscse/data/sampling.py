@@ -1,0 +1,96 @@
+"""Training patches: which case, where, and how much around it; batch k is a function of seed and k alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from segscse.data.plan import Plan
+from segscse.data.store import CaseStore, StoredCase
+
+# A rotated or zoomed-out patch reads from beyond its border: cut this much more, where the image has it.
+SPATIAL_MARGIN = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSampler:
+    """Cuts batches of patches from stored cases.
+
+    Attributes:
+        cut_size: voxels cut along each window axis; at least the plan's patch, the rest is for augmentation.
+        foreground_share: share of patches centred on a voxel of a random class that the case has.
+    """
+
+    store: CaseStore
+    cases: tuple[str, ...]
+    plan: Plan
+    cut_size: tuple[int, ...]
+    foreground_share: float
+    seed: int
+
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
+        """Return the images `(B, C, *cut_size)` and labels `(B, *cut_size)` of step number `step`."""
+        rng = np.random.default_rng([self.seed, step])
+        size = self.plan.batch_size
+        n_foreground = int(np.floor(size * self.foreground_share + rng.random()))
+        cuts = [self._cut(rng, foreground=index < n_foreground) for index in range(size)]
+        return {
+            "image": torch.stack([image for image, _ in cuts]),
+            "label": torch.stack([label for _, label in cuts]),
+        }
+
+    def _cut(self, rng: np.random.Generator, *, foreground: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        case = self.store[self.cases[int(rng.integers(len(self.cases)))]]
+        centre = _random_place(case, rng) if foreground and case.places else None
+        image, label = case.image, case.label
+        axes = self.plan.window_axes
+        if self.plan.slice_axis is not None:
+            axis = self.plan.slice_axis
+            number = int(rng.integers(label.shape[axis])) if centre is None else int(centre[axis])
+            image, label = image.select(axis + 1, number), label.select(axis, number)
+        corner = [
+            _corner(extent, patch, cut, rng, None if centre is None else int(centre[axis]))
+            for axis, extent, patch, cut in zip(axes, label.shape, self.plan.patch_size, self.cut_size, strict=True)
+        ]
+        return cut_padded(image, corner, self.cut_size), cut_padded(label[None], corner, self.cut_size)[0]
+
+
+def cut_size(plan: Plan, shapes: Sequence[tuple[int, ...]], *, spatial: bool) -> tuple[int, ...]:
+    """Return how many voxels to cut along each window axis: the patch, plus a margin where some case has it."""
+    if not spatial:
+        return plan.patch_size
+    largest = [max(shape[axis] for shape in shapes) for axis in plan.window_axes]
+    return tuple(
+        max(patch, min(int(np.ceil(patch * SPATIAL_MARGIN)), extent))
+        for patch, extent in zip(plan.patch_size, largest, strict=True)
+    )
+
+
+def cut_padded(volume: torch.Tensor, corner: Sequence[int], size: Sequence[int]) -> torch.Tensor:
+    """Return `volume[:, corner : corner + size]` of a `(C, *S)` tensor, zero where it leaves the volume."""
+    source, target = [slice(None)], [slice(None)]
+    for low, length, extent in zip(corner, size, volume.shape[1:], strict=True):
+        source.append(slice(max(low, 0), max(min(low + length, extent), 0)))
+        target.append(slice(source[-1].start - low, source[-1].stop - low))
+    if all(s.stop - s.start == length for s, length in zip(source[1:], size, strict=True)):
+        return volume[tuple(source)]
+    out = volume.new_zeros((volume.shape[0], *size))
+    out[tuple(target)] = volume[tuple(source)]
+    return out
+
+
+def _random_place(case: StoredCase, rng: np.random.Generator) -> np.ndarray:
+    places = case.places[list(case.places)[int(rng.integers(len(case.places)))]]
+    return places[int(rng.integers(len(places)))]
+
+
+def _corner(extent: int, patch: int, cut: int, rng: np.random.Generator, centre: int | None) -> int:
+    """Return where to cut so that the patch, in the middle of the cut, lies inside the image where it can."""
+    low, high = min(0, extent - patch), max(0, extent - patch)
+    if extent < patch:
+        low = high = -((patch - extent) // 2)
+    start = int(rng.integers(low, high + 1)) if centre is None else int(np.clip(centre - patch // 2, low, high))
+    return start - (cut - patch) // 2

@@ -1,0 +1,255 @@
+"""What happens around the steps: the clock, checkpoints, the exported model, the log and the progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from segscse.errors import Interrupted, SegscseError
+from segscse.files import write_text
+from segscse.training.averaging import EmaWeights
+from segscse.training.clock import RunClock
+from segscse.training.module import SegModule
+from segscse.training.signals import StopRequest
+
+LOG_EVERY = 20
+SaveModel = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
+
+
+class MetricsTable:
+    """`metrics.csv`: one row per logged step or validation; rewritten whole, so it is never half a row.
+
+    Args:
+        path: the file.
+        columns: names, in order; values not given stay empty.
+    """
+
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        self.path = path
+        self.columns = columns
+        self.rows: list[dict[str, Any]] = []
+
+    def continue_from(self, step: int) -> None:
+        """Read the rows of an interrupted run, up to the step that it continues from."""
+        if self.path.is_file():
+            with self.path.open(newline="") as stream:
+                self.rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= step]
+
+    def add(self, **values: Any) -> None:
+        """Add a row and write the file."""
+        self.rows.append(values)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+
+class RunKeeper(Callback):
+    """Advances the clock, keeps `last.ckpt`, `best.ckpt`, the exported model and the log, and stops the run.
+
+    Args:
+        folder: the run folder.
+        clock: the run's clock.
+        table: the log.
+        stop: set by a signal.
+        save_model: writes weights and a summary as the run's model.
+        ema: the weight averaging, if any.
+        checkpoint_every_s: longest time without a checkpoint.
+        patience: validations without improvement before the run stops, or None.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        clock: RunClock,
+        table: MetricsTable,
+        stop: StopRequest,
+        save_model: SaveModel,
+        *,
+        ema: EmaWeights | None,
+        checkpoint_every_s: float,
+        patience: int | None,
+    ) -> None:
+        self.folder = folder
+        self.clock = clock
+        self.table = table
+        self.stop = stop
+        self.save_model = save_model
+        self.ema = ema
+        self.checkpoint_every_s = checkpoint_every_s
+        self.patience = patience
+        self.best = -math.inf
+        self.waited = 0
+        self._saved_at_s = 0.0
+        self._losses: list[torch.Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock: set-up is not the run's time."""
+        if self.clock.step:
+            self.table.continue_from(self.clock.step)
+        self._saved_at_s = self.clock.elapsed_s
+        self.clock.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step; log, save or stop when it is time."""
+        loss = outputs["loss"].detach()
+        if not torch.isfinite(loss):
+            raise SegscseError(
+                f"the loss became {float(loss)} at step {self.clock.step + 1}; the last good model is in "
+                f"{self.folder}. Lower optim.lr or set train.precision to fp32."
+            )
+        self.clock.finish_step()
+        self._losses.append(loss)
+        if self.clock.step % LOG_EVERY == 0:
+            self._log_steps(trainer)
+        if self.stop:
+            self._save_checkpoint(trainer)
+            if not (self.folder / "model" / "model.json").is_file():
+                self._export(pl_module, {"val_dice": None})
+            assert self.stop.signum is not None  # a true request has one
+            raise Interrupted(
+                self.stop.signum, f"stopped at step {self.clock.step}; continue with --resume (run folder: {self.folder})"
+            )
+        if self.clock.elapsed_s - self._saved_at_s > self.checkpoint_every_s:
+            self._save_checkpoint(trainer)
+        if self.clock.done:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the best model, write the log and a checkpoint."""
+        self.clock.finish_validation()
+        scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_dice")}
+        self._log_steps(trainer, **scores)
+        dice = scores["val_dice"]
+        if dice > self.best or not math.isfinite(self.best):
+            self.best, self.waited = (dice if math.isfinite(dice) else -math.inf), 0
+            self._export(pl_module, scores)
+            self._save_checkpoint(trainer, "best.ckpt")
+        else:
+            self.waited += 1
+            if self.patience is not None and self.waited >= self.patience:
+                trainer.should_stop = True
+        self._save_checkpoint(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export the final weights when there was nothing to validate on."""
+        if not self.clock.validations_done:
+            self._export(pl_module, {"val_dice": None})
+        self._save_checkpoint(trainer)
+
+    def _export(self, module: pl.LightningModule, scores: dict[str, Any]) -> None:
+        assert isinstance(module, SegModule)  # the trainer only ever gets one
+        state = self.ema.network_state() if self.ema is not None else None
+        self.save_model(state if state is not None else module.network.state_dict(), scores)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, name: str = "last.ckpt") -> None:
+        trainer.save_checkpoint(self.folder / "checkpoints" / name)
+        self._saved_at_s = self.clock.elapsed_s
+
+    def _log_steps(self, trainer: pl.Trainer, **scores: float) -> None:
+        """Write one row with the mean loss since the last row, and hand the same values to the loggers."""
+        if not self._losses and not scores:
+            return
+        values: dict[str, float] = {
+            "seconds": round(self.clock.elapsed_s, 2),
+            "progress": round(self.clock.progress, 5),
+            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
+        }
+        if self._losses:
+            values["train_loss"] = float(torch.stack(self._losses).mean())
+        self._losses = []
+        values |= {name: round(score, 5) for name, score in scores.items()}
+        self.table.add(step=self.clock.step, **{k: (round(v, 6) if v == v else "") for k, v in values.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in values.items() if v == v}, step=self.clock.step)
+
+
+class RunProgress(Callback):
+    """One line: how far the run is, the loss, the best Dice and the time left.
+
+    Args:
+        clock: the run's clock.
+        console: where to draw; on anything but a terminal, a line is printed per validation instead.
+    """
+
+    def __init__(self, clock: RunClock, console: Console) -> None:
+        self.clock = clock
+        self.console = console
+        self.loss: float | None = None
+        self.dice = "-"
+        self.bar = Progress(
+            SpinnerColumn(),
+            TextColumn("step {task.fields[step]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %  loss {task.fields[loss]}  Dice {task.fields[dice]}"),
+            TextColumn("{task.fields[left]} left"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("train", total=1.0, step=0, loss="-", dice="-", left="-:--")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar."""
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        value = float(outputs["loss"])
+        self.loss = value if self.loss is None else 0.95 * self.loss + 0.05 * value
+        self.bar.update(
+            self.task,
+            completed=self.clock.progress,
+            step=self.clock.step,
+            loss=f"{self.loss:.3f}",
+            dice=self.dice,
+            left=format_seconds(self.clock.seconds_left),
+        )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the Dice."""
+        self.dice = f"{float(trainer.callback_metrics['val_dice']):.4f}"
+        if not self.console.is_terminal:
+            loss = "-" if self.loss is None else f"{self.loss:.3f}"
+            left = format_seconds(self.clock.seconds_left)
+            self.console.print(f"step {self.clock.step}: loss {loss}, validation Dice {self.dice}, {left} left")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Remove the bar."""
+        self.bar.stop()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove the bar."""
+        self.bar.stop()
+
+
+def format_seconds(seconds: float) -> str:
+    """Return `m:ss` or `h:mm:ss`; `-:--` for NaN."""
+    if seconds != seconds:
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

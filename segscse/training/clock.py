@@ -1,0 +1,111 @@
+"""RunClock: how far a run is, from 0 to 1, by steps or by time; the schedule and the sampler follow it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from time import monotonic
+from typing import Any
+
+# The first steps allocate memory and choose kernels; they say nothing about the rest.
+WARM_UP_STEPS = 3
+RECENT_STEPS = 30
+
+
+@dataclass
+class RunClock:
+    """Progress of a run.
+
+    By steps, progress is `step / max_steps`. By time, the number of steps that still fit is estimated after
+    every step from the median of the recent step times and the time that the validations to come will take,
+    and progress advances by its share; so the schedule always ends when the budget does.
+
+    Attributes:
+        budget_s: seconds for steps and validations, when `max_steps` is None.
+        max_steps: number of steps, or None.
+        validations: number of validations in the run; one ends each of as many rounds.
+        now: the clock, replaceable in tests.
+    """
+
+    budget_s: float
+    max_steps: int | None
+    validations: int
+    now: Callable[[], float] = monotonic
+    step: int = 0
+    progress: float = 0.0
+    elapsed_s: float = 0.0
+    validation_s: float = 0.0
+    validations_done: int = 0
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    _mark: float | None = None
+
+    def start(self) -> None:
+        """Start counting; what came before (set-up, a pause before a resume) is not the run's time."""
+        self._mark = self.now()
+
+    def lap(self) -> float:
+        """Add the time since the last call to the run's time and return it, in seconds."""
+        mark = self.now()
+        seconds = mark - (self._mark if self._mark is not None else mark)
+        self._mark = mark
+        self.elapsed_s += seconds
+        return seconds
+
+    def finish_step(self) -> None:
+        """Count one optimiser step."""
+        seconds = self.lap()
+        self.step += 1
+        if self.step > WARM_UP_STEPS or self.max_steps is not None:
+            self._recent.append(seconds)
+        if self.max_steps is not None:
+            self.progress = min(1.0, self.step / self.max_steps)
+        elif self._recent:
+            self.progress += (1.0 - self.progress) / max(1.0, self._steps_left() + 1.0)
+            if self._steps_left() < 1.0:
+                self.progress = 1.0
+
+    def finish_validation(self) -> None:
+        """Count one validation."""
+        self.validation_s = self.lap()
+        self.validations_done += 1
+
+    @property
+    def round_done(self) -> bool:
+        """Whether the next validation is due."""
+        due = (self.validations_done + 1) / self.validations
+        return self.progress >= min(1.0, due) - 1e-9
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has used its steps or its time."""
+        return self.progress >= 1.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Estimate of the time to the end; NaN until a step was measured."""
+        if self.max_steps is None:
+            return max(0.0, self.budget_s - self.elapsed_s)
+        if not self._recent:
+            return math.nan
+        steps = self.max_steps - self.step
+        return steps * median(self._recent) + self._validations_left() * self.validation_s
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        names = ("step", "progress", "elapsed_s", "validation_s", "validations_done")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def _validations_left(self) -> int:
+        return max(0, self.validations - self.validations_done)
+
+    def _steps_left(self) -> float:
+        reserved = self._validations_left() * self.validation_s
+        return max(0.0, self.budget_s - self.elapsed_s - reserved) / max(median(self._recent), 1e-6)

@@ -1,0 +1,85 @@
+"""SegModule: the Lightning module around a UNet; a loss on patches, MONAI's Dice on whole volumes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from monai.metrics import DiceMetric
+from torch import nn
+
+from segscse.config import OptimConfig
+from segscse.data.plan import Plan
+from segscse.inference.sliding_window import predict_volume
+from segscse.training.clock import RunClock
+from segscse.training.losses import deep_supervision_loss
+from segscse.training.schedule import build_optimizer, lr_factor
+
+
+class SegModule(pl.LightningModule):
+    """Trains a network on patches and validates it on whole volumes.
+
+    Logs `train_loss` and `lr` per step, `val_dice` (mean over cases of each label, then over labels) and
+    `val_dice_<label>` per validation.
+
+    Args:
+        network: maps `(B, C, *S)` to logits, or to a list of them in training mode.
+        plan: window, labels and axes.
+        optim: optimiser and schedule.
+        clock: tells how far the run is.
+    """
+
+    def __init__(self, network: nn.Module, plan: Plan, optim: OptimConfig, clock: RunClock) -> None:
+        super().__init__()
+        self.network = network
+        self.plan = plan
+        self.optim = optim
+        self.clock = clock
+        self.dice = DiceMetric(include_background=False, reduction="none", num_classes=len(plan.labels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits `(B, K, *S)` of a batch `(B, C, *S)`, at full resolution, in evaluation mode."""
+        memory_format = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        return self.network(x.contiguous(memory_format=memory_format))
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Return the loss of a batch of patches."""
+        factor = lr_factor(self.optim, self.clock.progress)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.optim.lr * factor
+        loss = deep_supervision_loss(self.forward(batch["image"]), batch["label"])
+        self.log("train_loss", loss.detach())
+        self.log("lr", self.optim.lr * factor)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Segment one whole volume and add it to the Dice."""
+        logits = predict_volume(
+            batch["image"],
+            self.forward,
+            window=self.plan.patch_size,
+            slice_axis=self.plan.slice_axis,
+            batch_size=self.plan.batch_size,
+        )
+        self.dice(y_pred=logits.argmax(dim=0)[None, None], y=batch["label"][None, None].long())
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean Dice; a label that no validation case has or predicts does not count."""
+        per_label = torch.nanmean(self.dice.aggregate(), dim=0)
+        self.dice.reset()
+        for (label, _), value in zip(self.plan.labels[1:], per_label, strict=True):
+            self.log(f"val_dice_{label}", value)
+        self.log("val_dice", torch.nanmean(per_label))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimiser; the rate is set before each step from the clock."""
+        return build_optimizer(self.network.parameters(), self.optim)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the clock with the weights."""
+        checkpoint["clock"] = self.clock.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Set the clock to where the checkpoint was made."""
+        self.clock.load_state_dict(checkpoint["clock"])

@@ -1,0 +1,236 @@
+"""A training run: a folder with everything that made the model, and the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+
+from segscse.config import ExperimentConfig, load_config, parse_duration, save_config, to_builtin
+from segscse.data.datamodule import SegDataModule
+from segscse.data.prepare import PlannedDataset, plan_dataset
+from segscse.data.sampling import PatchSampler, cut_size
+from segscse.data.split import Split, make_split
+from segscse.data.store import CaseStore
+from segscse.errors import InputError
+from segscse.files import read_json, write_json
+from segscse.hardware import pick_device, pick_precision, versions
+from segscse.inference.model_folder import ModelFolder, save_model
+from segscse.nets.build import build_unet, network_arguments
+from segscse.training.averaging import EmaWeights
+from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
+from segscse.training.clock import RunClock
+from segscse.training.module import SegModule
+from segscse.training.signals import StopRequest, stop_on_signals
+
+LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp32": "32-true"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: holds `config.yaml`, `plan.json`, `run.json`, `metrics.csv`, `checkpoints/`, `model/`.
+        dice: best validation Dice during training, on the network's grid; None without validation cases.
+        steps: optimiser steps.
+        split: which cases were trained and validated on.
+        planned: the data set.
+    """
+
+    folder: Path
+    dice: float | None
+    steps: int
+    split: Split
+    planned: PlannedDataset
+
+
+def train_run(
+    dataset: str | Path,
+    folder: Path,
+    config: ExperimentConfig,
+    *,
+    labels: str | Path | None = None,
+    fold: int | None = 0,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Run:
+    """Train one fold and leave a run folder.
+
+    Raises:
+        InputError: the data set, the configuration or the folder cannot be used.
+        Interrupted: a signal stopped the run; its folder holds a checkpoint and a usable model.
+    """
+    console = console or Console(stderr=True, quiet=True)
+    if resume:
+        config = _resumed_config(folder, config)
+    else:
+        _refuse_used(folder)
+    device = pick_device(config.train.device)
+    precision = pick_precision(config.train.precision, device)
+    with console.status("reading the data set"):
+        planned = plan_dataset(dataset, config, labels=labels)
+    for warning in planned.warnings:
+        console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
+    split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
+    record = _record(planned, split, device, precision)
+    if resume:
+        _refuse_other_data(folder, record)
+    else:
+        save_config(folder / "config.yaml", config)
+        write_json(folder / "plan.json", planned.plan.to_json())
+        write_json(folder / "run.json", record)
+    with stop_on_signals() as stop:
+        keeper = _fit(planned, split, config, folder, device, precision, record, stop, console, resume=resume)
+    dice = keeper.best if keeper.clock.validations_done else None
+    return Run(folder, dice, keeper.clock.step, split, planned)
+
+
+def _fit(
+    planned: PlannedDataset,
+    split: Split,
+    config: ExperimentConfig,
+    folder: Path,
+    device: torch.device,
+    precision: str,
+    record: dict[str, Any],
+    stop: StopRequest,
+    console: Console,
+    *,
+    resume: bool,
+) -> RunKeeper:
+    _quiet_lightning()
+    pl.seed_everything(config.train.seed, workers=True, verbose=False)
+    clock = RunClock(parse_duration(config.train.budget), config.train.max_steps, config.train.validations)
+    arguments = network_arguments(planned.plan, config.model)
+    network = build_unet(arguments).to(
+        memory_format=torch.channels_last if planned.plan.spatial_dims == 2 else torch.channels_last_3d
+    )
+    module = SegModule(network, planned.plan, config.optim, clock)
+    with console.status("preprocessing"):
+        data = _data(planned, split, config, folder, clock)
+    ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
+
+    def save(weights: dict[str, torch.Tensor], scores: dict[str, Any]) -> None:
+        provenance = {**record, "step": clock.step, "validation": scores, "config": to_builtin(asdict(config))}
+        save_model(folder / "model", ModelFolder(planned.plan, arguments, provenance, weights))
+
+    columns = ["step", "seconds", "progress", "lr", "train_loss", "val_dice"]
+    columns += [f"val_dice_{label}" for label, _ in planned.plan.labels[1:]]
+    keeper = RunKeeper(
+        folder,
+        clock,
+        MetricsTable(folder / "metrics.csv", columns),
+        stop,
+        save,
+        ema=ema,
+        checkpoint_every_s=parse_duration(config.train.checkpoint_every),
+        patience=config.train.patience,
+    )
+    trainer = pl.Trainer(
+        accelerator=device.type if device.type != "cuda" else "gpu",
+        devices=1,
+        precision=LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
+        max_epochs=-1,
+        callbacks=[keeper, *([ema] if ema else []), RunProgress(clock, console)],
+        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
+        gradient_clip_val=config.optim.clip_norm,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if split.validation else 0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=10**9,
+        default_root_dir=folder,
+    )
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+    return keeper
+
+
+def _data(
+    planned: PlannedDataset, split: Split, config: ExperimentConfig, folder: Path, clock: RunClock
+) -> SegDataModule:
+    ids = {*split.training, *split.validation}
+    cases = [case for case in planned.index.cases if case.id in ids]
+    store = CaseStore(cases, planned.plan, folder / "cache", config.data.cache_gb)
+    store.prepare()
+    shapes = store.shapes()
+    sampler = PatchSampler(
+        store=store,
+        cases=split.training,
+        plan=planned.plan,
+        cut_size=cut_size(
+            planned.plan, [shapes[name] for name in split.training], spatial=config.augment.spatial_p > 0
+        ),
+        foreground_share=config.data.foreground_share,
+        seed=config.train.seed,
+    )
+    return SegDataModule(
+        sampler, split.validation, config.augment, lambda: clock.step, lambda: clock.done or clock.round_done
+    )
+
+
+def _record(planned: PlannedDataset, split: Split, device: torch.device, precision: str) -> dict[str, Any]:
+    """Return what a result needs to be traced and repeated; no path of the user's machine is in it."""
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device.type,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "fold": split.fold,
+        "training_cases": list(split.training),
+        "validation_cases": list(split.validation),
+        "fingerprint": planned.fingerprint.content,
+    }
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            "already exists and is not empty", file=folder, remedy="Choose another --out, or continue it with --resume"
+        )
+
+
+def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration that the run was started with; only its length may have changed."""
+    for name in ("config.yaml", "run.json", "checkpoints/last.ckpt"):
+        if not (folder / name).is_file():
+            raise InputError(f"cannot be resumed: it has no {name}", file=folder, remedy="Start it without --resume")
+    saved = load_config(folder / "config.yaml")
+    asked = replace(saved, train=replace(saved.train, budget=config.train.budget, max_steps=config.train.max_steps))
+    if config not in (saved, asked, ExperimentConfig(train=asked.train), ExperimentConfig()):
+        raise InputError(
+            "was started with another configuration", file=folder, remedy="Resume without --config and other settings"
+        )
+    return saved if config == ExperimentConfig() else asked
+
+
+def _refuse_other_data(folder: Path, record: dict[str, Any]) -> None:
+    saved = read_json(folder / "run.json")
+    for name in ("fingerprint", "fold"):
+        if saved.get(name) != record[name]:
+            raise InputError(
+                f"was started with another {name} ({saved.get(name)}, now {record[name]})",
+                file=folder,
+                remedy="Resume with the data set and the fold that it was started with",
+            )
+
+
+def _quiet_lightning() -> None:
+    """Lightning's hints address people who write trainers; segscse shows its own progress and errors."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
