@@ -22,6 +22,7 @@ from monai.transforms import (
 )
 
 from segscse.data.examine import read_channels
+from segscse.data.geometry import affine_problem
 from segscse.data.io import Volume, read_labels
 from segscse.data.plan import Normalisation, Plan
 from segscse.errors import InputError
@@ -73,6 +74,8 @@ class VolumeReader(ImageReader):
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Return `(C, X, Y, Z)` float32 and the metadata that MONAI's transforms read."""
         array, volume = img
+        if not np.isfinite(array).all():
+            raise InputError("intensities hold NaN or infinity", file=volume.path, remedy="Replace those voxels")
         return np.ascontiguousarray(array, np.float32), {
             "affine": volume.affine,
             "original_affine": volume.affine,
@@ -80,6 +83,20 @@ class VolumeReader(ImageReader):
             "original_channel_dim": 0,
             "space": "RAS",
         }
+
+
+class _ArrayReader(VolumeReader):
+    """Hands an image that is in memory to the transforms that files go through."""
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__()
+        self.source = volume
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        """Return the image in memory, whatever name is asked for."""
+        assert self.source is not None  # set above
+        array = self.source.array if self.source.array.ndim == 4 else self.source.array[..., None]
+        return np.moveaxis(array, -1, 0), self.source
 
 
 class Normalised(MapTransform):
@@ -93,6 +110,11 @@ class Normalised(MapTransform):
         """Return `data` with the images normalised."""
         out = dict(data)
         for key in self.key_iterator(out):
+            if len(out[key]) != len(self.schemes):
+                raise InputError(
+                    f"the image has {len(out[key])} channels, the plan has {len(self.schemes)}",
+                    remedy="Give all channels of the case, in the plan's order",
+                )
             for number, scheme in enumerate(self.schemes):
                 out[key][number] = normalise(out[key][number], scheme)
         return out
@@ -151,11 +173,34 @@ def preprocess(images: Sequence[Path], label: Path | None, plan: Plan) -> Prepar
     files: dict[str, Any] = {"image": list(images)}
     if label is not None:
         files["label"] = label
-    reader = VolumeReader()
+    return _run(files, VolumeReader(), plan)
+
+
+def preprocess_array(array: np.ndarray, affine: np.ndarray, plan: Plan) -> Prepared:
+    """Bring an image in memory to the plan's grid and intensities.
+
+    Args:
+        array: `(X, Y, Z)` or `(X, Y, Z, C)`.
+        affine: `(4, 4)`, RAS mm.
+        plan: spacing and normalisation.
+
+    Raises:
+        InputError: the array or the affine cannot be used.
+    """
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise InputError(f"an image must be (X, Y, Z) or (X, Y, Z, C), got shape {array.shape}")
+    if affine.shape != (4, 4) or affine_problem(affine):
+        raise InputError(f"the affine cannot be used: {affine_problem(affine) or affine.shape}")
+    return _run({"image": ["array"]}, _ArrayReader(Volume(array, affine)), plan)
+
+
+def _run(files: Mapping[str, Any], reader: VolumeReader, plan: Plan) -> Prepared:
     with torch.no_grad():
-        out = run_transforms(preprocessing(plan, reader, with_label=label is not None), files)
+        out = run_transforms(preprocessing(plan, reader, with_label="label" in files), files)
     image: MetaTensor = out["image"]
-    channels = out["label"].as_tensor()[0].to(_label_dtype(len(plan.labels))) if label is not None else None
+    channels = out["label"].as_tensor()[0].to(_label_dtype(len(plan.labels))) if "label" in files else None
+    if reader.source is None:
+        raise ValueError("the transforms read no image")
     return Prepared(
         image=image.as_tensor().contiguous(),
         label=channels,

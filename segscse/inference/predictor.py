@@ -1,0 +1,202 @@
+"""Predictor: a trained model that segments scans on their own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segscse.data.index import find_inputs
+from segscse.data.io import Volume, as_labels, write_image
+from segscse.data.plan import Plan
+from segscse.data.transforms import Prepared, preprocess, preprocess_array
+from segscse.errors import InputError
+from segscse.hardware import autocast, pick_device, pick_precision
+from segscse.inference.model_folder import load_model
+from segscse.inference.restore import restore, restore_probabilities
+from segscse.inference.sliding_window import predict_volume
+from segscse.nets.build import build_unet
+
+Progress = Callable[[int, int], None]
+ArrayImage = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """A label map on the scan's own grid.
+
+    Attributes:
+        array: label ids `(X, Y, Z)` in the smallest integer type that holds them.
+        affine: `(4, 4)`, RAS mm, as the scan's.
+        labels: id to name.
+        probabilities: `(X, Y, Z, K)` in the order of `labels`, when asked for.
+        source: the scan.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    labels: Mapping[int, str]
+    probabilities: np.ndarray | None
+    source: Volume
+
+    def save(self, path: str | Path) -> None:
+        """Write the label map as NIfTI with the scan's affine, transform codes and units, atomically."""
+        write_image(path, self.array, self.source)
+
+
+class Predictor:
+    """Segments scans with a trained network.
+
+    Args:
+        network: the U-Net, with its weights.
+        plan: preprocessing, window and labels.
+        provenance: what the training run recorded.
+        device: where to run.
+        mirror: average over mirrored inputs (test-time augmentation); 8 times the work in 3D.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        plan: Plan,
+        *,
+        provenance: Mapping[str, Any],
+        device: torch.device,
+        mirror: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.provenance = provenance
+        self.device = device
+        self.mirror = mirror
+        self.precision = pick_precision("auto", device)
+        self.network = network.eval().to(device)
+
+    def predict(
+        self, image: str | Path | Sequence[str | Path] | ArrayImage, *, probabilities: bool = False
+    ) -> Segmentation:
+        """Segment one scan.
+
+        Args:
+            image: a file, a list of channel files, or `(array, affine)` with `(X, Y, Z)` or `(X, Y, Z, C)` voxels
+                and a `(4, 4)` RAS affine in mm.
+            probabilities: also return the class probabilities.
+
+        Raises:
+            InputError: the scan cannot be used or has other channels than the model.
+        """
+        prepared = self._prepare(image)
+        logits = self.logits(prepared.image)
+        kept = None
+        if probabilities:
+            numbers, kept = restore_probabilities(logits, prepared)
+            ids = np.array(self.plan.label_ids)[numbers]
+        else:
+            ids = restore(logits, prepared, self.plan.label_ids)
+        source = prepared.source
+        return Segmentation(as_labels_of(ids, self.plan), source.affine, dict(self.plan.labels), kept, source)
+
+    @torch.inference_mode()
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(K, X, Y, Z)` of a preprocessed image `(C, X, Y, Z)`."""
+        with autocast(self.device, self.precision):
+            return predict_volume(
+                image.to(self.device),
+                self.network,
+                window=self.plan.patch_size,
+                slice_axis=self.plan.slice_axis,
+                mirror_axes=self.plan.mirror_axes if self.mirror else (),
+                batch_size=self.plan.batch_size,
+            )
+
+    def _prepare(self, image: str | Path | Sequence[str | Path] | ArrayImage) -> Prepared:
+        if isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], np.ndarray):
+            prepared = preprocess_array(image[0], np.asarray(image[1], np.float64), self.plan)
+        else:
+            files = [image] if isinstance(image, (str, Path)) else list(image)  # type: ignore[arg-type]
+            prepared = preprocess([Path(str(file)) for file in files], None, self.plan)
+        return prepared
+
+
+def load(path: str | Path, *, device: str = "auto", mirror: bool = False) -> Predictor:
+    """Load a model from a run folder or a model folder; reads safetensors and JSON, executes nothing.
+
+    Args:
+        path: the folder.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        mirror: average over mirrored inputs.
+
+    Raises:
+        InputError: no model there, or its weights do not fit its description.
+    """
+    model = load_model(path)
+    network = build_unet(model.network)
+    try:
+        network.load_state_dict(model.weights)
+    except RuntimeError as error:
+        raise InputError(
+            f"weights and description do not fit ({str(error).splitlines()[0]})",
+            file=path,
+            remedy="Copy the model folder again",
+        ) from error
+    return Predictor(network, model.plan, provenance=model.provenance, device=pick_device(device), mirror=mirror)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A case that could not be predicted, and why."""
+
+    case: str
+    reason: str
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    probabilities: bool = False,
+    progress: Progress | None = None,
+) -> tuple[list[Path], list[Failure]]:
+    """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
+
+    Probabilities go to `out/<case>_probabilities.nii.gz`, `(X, Y, Z, K)` float32.
+
+    Raises:
+        InputError: no inputs, or `out` is where the inputs lie.
+    """
+    cases = find_inputs(list(inputs), len(predictor.plan.channels))
+    _refuse_overwriting(cases, out)
+    written, failures = [], []
+    for done, (name, files) in enumerate(cases.items(), start=1):
+        try:
+            segmentation = predictor.predict(list(files), probabilities=probabilities)
+            segmentation.save(out / f"{name}.nii.gz")
+            if segmentation.probabilities is not None:
+                write_image(
+                    out / f"{name}_probabilities.nii.gz", segmentation.probabilities, segmentation.source
+                )
+            written.append(out / f"{name}.nii.gz")
+        except InputError as error:
+            failures.append(Failure(name, str(error)))
+        if progress is not None:
+            progress(done, len(cases))
+    return written, failures
+
+
+def as_labels_of(ids: np.ndarray, plan: Plan) -> np.ndarray:
+    """Return ids in the type that all of the plan's labels need, so that every case of a model has the same."""
+    dtype = as_labels(np.array(plan.label_ids)).dtype
+    return ids.astype(dtype)
+
+
+def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
+    for files in cases.values():
+        for file in files:
+            if file.resolve().parent == out.resolve():
+                raise InputError(
+                    "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
+                )
