@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from segscse.config import ExperimentConfig, load_config
 from segscse.data.plan import Plan
-from segscse.data.prepare import plan_dataset
+from segscse.data.prepare import Progress, plan_dataset
+from segscse.evaluation.scores import evaluate_folders, summarise
+from segscse.inference.predictor import load
+from segscse.training.run import Run, train_run
 
 
 def plan(
-    dataset: str | Path, *, labels: str | Path | None = None, config: str | Path | ExperimentConfig | None = None
+    dataset: str | Path,
+    *,
+    labels: str | Path | None = None,
+    config: str | Path | ExperimentConfig | None = None,
 ) -> Plan:
     """Return what a data set implies for a network.
 
@@ -50,10 +60,13 @@ def train(
         InputError: something given cannot be used.
         Interrupted: a signal stopped the run; continue it with `resume=True`.
     """
-    from rich.console import Console
-
     return train_run(
-        dataset, Path(out), _config(config, budget), labels=labels, fold=fold, resume=resume,
+        dataset,
+        Path(out),
+        _config(config, budget),
+        labels=labels,
+        fold=fold,
+        resume=resume,
         console=Console(stderr=True),
     )
 
@@ -61,7 +74,41 @@ def train(
 def _config(config: str | Path | ExperimentConfig | None, budget: str | None) -> ExperimentConfig:
     overrides = {"train": {"budget": budget}} if budget is not None else None
     if isinstance(config, ExperimentConfig):
-        from dataclasses import replace
-
         return replace(config, train=replace(config.train, budget=budget)) if budget is not None else config
     return load_config(*([config] if config is not None else []), overrides=overrides)
+
+
+def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = None) -> dict[str, Any]:
+    """Segment a run's validation cases on their own grids and score them into `<run>/validation`.
+
+    Args:
+        run: a finished run.
+        device: where to predict.
+        progress: called with the number of cases done and their total.
+
+    Returns:
+        The summary that `summary.json` holds.
+
+    Raises:
+        InputError: a case cannot be predicted.
+    """
+    held_out = set(run.split.validation)
+    cases = {case.id: case for case in run.planned.index.cases if case.id in held_out}
+    folder = run.folder / "validation"
+    predictor = load(run.folder, device=device)
+    predictions = {}
+    for done, case in enumerate(cases.values(), start=1):
+        predictions[case.id] = folder / "predictions" / f"{case.id}.nii.gz"
+        predictor.predict(case.images).save(predictions[case.id])
+        if progress is not None:
+            progress(done, len(cases))
+    references = {case.id: case.label for case in cases.values() if case.label is not None}
+    table = evaluate_folders(
+        predictions,
+        references,
+        folder,
+        {case.id: case.images[0] for case in cases.values()},
+        names=dict(predictor.plan.labels),
+        labels=predictor.plan.label_ids,
+    )
+    return summarise(table)

@@ -53,7 +53,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(self.spatial_dims in (2, 3), "model.spatial_dims", self.spatial_dims, "2 or 3")
         _require(self.base_features >= 4, "model.base_features", self.base_features, ">= 4")
-        _require(self.max_features >= self.base_features, "model.max_features", self.max_features, ">= base_features")
+        _require(
+            self.max_features >= self.base_features,
+            "model.max_features",
+            self.max_features,
+            ">= base_features",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,7 @@ def parse_duration(text: str, name: str = "duration") -> float:
     Raises:
         InputError: the text is no positive duration.
     """
-    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], None)
+    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
     try:
         seconds = float(text[:-1]) * factor if factor else float(text)
     except ValueError:
@@ -206,9 +211,7 @@ def parse_duration(text: str, name: str = "duration") -> float:
     return seconds
 
 
-def load_config(
-    *paths: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
-) -> ExperimentConfig:
+def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """Read configurations and merge them left to right, then apply `overrides`.
 
     Args:
@@ -228,7 +231,7 @@ def load_config(
     app = cyclopts.App(config=readers, result_action="return_value", help_flags=[], version_flags=[])
 
     @app.default
-    def build(*, config: FlatConfig = ExperimentConfig()) -> ExperimentConfig:  # noqa: B008, frozen
+    def build(*, config: FlatConfig = ExperimentConfig()) -> ExperimentConfig:
         return config
 
     try:
@@ -237,8 +240,8 @@ def load_config(
         raise InputError(one_line(error), remedy="See configs/ for examples") from error
 
 
-def one_line(error: BaseException) -> str:
-    """Return an exception's text on a single line."""
+def one_line(error: BaseException | str) -> str:
+    """Return a text, or an exception's, on a single line."""
     return " ".join(str(error).split())
 
 

@@ -23,10 +23,10 @@ class InputError(SegscseError, ValueError):
         self.file = None if file is None else str(file)
         self.remedy = remedy
         parts = [f"{file}: {problem}" if file is not None else problem, remedy]
-        super().__init__(". ".join(part.rstrip(".") for part in parts if part) + ".")
+        super().__init__(" ".join(part if part.endswith((".", "?")) else f"{part}." for part in parts if part))
 
 
-class Interrupted(SegscseError):
+class Interrupted(SegscseError):  # noqa: N818, a stop on request is no error
     """A signal asked a long piece of work to stop; what was finished is on disk.
 
     Args:

@@ -28,7 +28,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot create the output folder ({error.strerror})", file=path.parent, remedy="Choose another folder"
+            f"cannot create the output folder ({error.strerror})",
+            file=path.parent,
+            remedy="Choose another folder",
         ) from error
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{''.join(path.suffixes[-2:])}")
     try:

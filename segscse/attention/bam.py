@@ -79,9 +79,7 @@ class BAM(AttentionBlock):
         return 1 + logits_to_gate(channel + spatial if self.form == "add" else channel * spatial)
 
 
-def _spatial_branch(
-    channels: int, hidden: int, *, spatial_dims: int, dilation: int, norm: str | None
-) -> nn.Sequential:
+def _spatial_branch(channels: int, hidden: int, *, spatial_dims: int, dilation: int, norm: str | None) -> nn.Sequential:
     layer = conv(spatial_dims)
     layers: list[nn.Module] = [layer(channels, hidden, kernel_size=1)]
     for _ in range(2):

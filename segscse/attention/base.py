@@ -74,9 +74,7 @@ class SqueezeMLP(nn.Module):
         hidden_act: `"relu"`, or None for the linear form that circulates in some ports.
     """
 
-    def __init__(
-        self, channels: int, *, reduction: int, bias: bool, min_hidden: int, hidden_act: str | None
-    ) -> None:
+    def __init__(self, channels: int, *, reduction: int, bias: bool, min_hidden: int, hidden_act: str | None) -> None:
         super().__init__()
         hidden = hidden_width(channels, reduction=reduction, min_hidden=min_hidden)
         self.hidden_act = one_of("hidden_act", hidden_act, HIDDEN_ACTS)
@@ -198,7 +196,5 @@ def vector_norm(norm: str | None, width: int) -> nn.Module:
     if one_of("norm", norm, NORMS) == "none":
         return nn.Identity()
     if width == 1:
-        raise InputError(
-            "a norm over 1 hidden unit is constant", remedy="Raise min_hidden or set norm to None"
-        )
+        raise InputError("a norm over 1 hidden unit is constant", remedy="Raise min_hidden or set norm to None")
     return nn.LayerNorm(width)

@@ -47,9 +47,7 @@ class CBAMChannel(AttentionBlock):
         hidden_act: str | None = "relu",
     ) -> None:
         super().__init__(channels, spatial_dims=spatial_dims)
-        self.mlp = SqueezeMLP(
-            channels, reduction=reduction, bias=bias, min_hidden=min_hidden, hidden_act=hidden_act
-        )
+        self.mlp = SqueezeMLP(channels, reduction=reduction, bias=bias, min_hidden=min_hidden, hidden_act=hidden_act)
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the channel weights, `(B, C, 1, ...)`, in fp32."""

@@ -89,9 +89,7 @@ class SelectiveKernel(AttentionBlock):
         return mixed
 
 
-def _branch(
-    channels: int, *, spatial_dims: int, dilation: int, groups: int, norm: str | None
-) -> nn.Sequential:
+def _branch(channels: int, *, spatial_dims: int, dilation: int, groups: int, norm: str | None) -> nn.Sequential:
     layer = conv(spatial_dims)(
         channels,
         channels,

@@ -78,9 +78,7 @@ class SliceSE(SliceGate):
         hidden_act: str | None = "relu",
     ) -> None:
         super().__init__(channels, spatial_dims=spatial_dims, axis=axis)
-        self.mlp = SqueezeMLP(
-            channels, reduction=reduction, bias=bias, min_hidden=min_hidden, hidden_act=hidden_act
-        )
+        self.mlp = SqueezeMLP(channels, reduction=reduction, bias=bias, min_hidden=min_hidden, hidden_act=hidden_act)
 
     def slice_logits(self, z: Tensor) -> Tensor:
         """Return the logits `(B, C, D)`: the same two layers on every slice."""

@@ -41,9 +41,7 @@ _CBAM_SPATIAL: tuple[Layout, ...] = (
 _CBAM_PARTS = (("ChannelGate", "SpatialGate"), ("channel_attention", "spatial_attention"), ("ca", "sa"))
 
 
-def load_attention_weights(
-    block: AttentionBlock, state_dict: Mapping[str, Tensor], *, prefix: str = ""
-) -> None:
+def load_attention_weights(block: AttentionBlock, state_dict: Mapping[str, Tensor], *, prefix: str = "") -> None:
     r"""Copy weights that other code saved into `block`, by name; both 1x1 convolutions and Linear layers fit.
 
     Read are, besides the block's own names:
@@ -147,9 +145,7 @@ def _core(shape: torch.Size) -> tuple[int, ...]:
 
 def _listed(keys: Iterable[str], most: int = 12) -> str:
     names = sorted(keys)
-    return (
-        ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "(none)"
-    )
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "(none)"
 
 
 _LAYOUTS: dict[type[AttentionBlock], Callable[[], Iterable[Layout]]] = {

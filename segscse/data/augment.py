@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from segscse.config import AugmentConfig
 from segscse.data.plan import ANISOTROPY, Plan
-
-LINEAR = {2: "bilinear", 3: "trilinear"}
+from segscse.nets.dims import LINEAR
 
 
 def augment_batch(
@@ -53,7 +52,10 @@ def random_affine(
     factor = _uniform(size, *config.scale, generator)
     matrices = matrices * torch.where(zoom, 1 / factor, 1.0)[:, None, None]
     moved = rotate | zoom
-    image_out, label_out = centre_cut(image, patch_size).clone(), centre_cut(label[:, None], patch_size)[:, 0].clone()
+    image_out, label_out = (
+        centre_cut(image, patch_size).clone(),
+        centre_cut(label[:, None], patch_size)[:, 0].clone(),
+    )
     for index in moved.nonzero()[:, 0].tolist():
         grid = _grid(matrices[index], image.shape[2:], patch_size, spacing_mm)
         image_out[index] = _sample(image[index], grid, "bilinear")

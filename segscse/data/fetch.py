@@ -146,9 +146,7 @@ def _only_one(lock: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise InputError(
-                    "another process is fetching this", file=lock, remedy="Wait for it"
-                ) from error
+                raise InputError("another process is fetching this", file=lock, remedy="Wait for it") from error
             except OSError:
                 pass  # some network file systems have none
         try:
@@ -161,9 +159,7 @@ def _only_one(lock: Path) -> Iterator[None]:
 # ── Download ──
 
 
-def _download(
-    url: str, part: Path, *, max_bytes: int, connection: Connection, progress: Progress | None
-) -> None:
+def _download(url: str, part: Path, *, max_bytes: int, connection: Connection, progress: Progress | None) -> None:
     """Bring `part` to its full size, from where it stands; failures that may pass are retried."""
     failures = 0
     furthest = _size(part)
@@ -287,9 +283,7 @@ def _verify(path: Path, md5: str, *, remedy: str) -> None:
         while chunk := file.read(2**20):
             hasher.update(chunk)
     if hasher.hexdigest() != md5.lower():
-        raise InputError(
-            f"wrong checksum: MD5 {hasher.hexdigest()}, expected {md5}", file=path, remedy=remedy
-        )
+        raise InputError(f"wrong checksum: MD5 {hasher.hexdigest()}, expected {md5}", file=path, remedy=remedy)
 
 
 def _require_complete(folder: Path) -> None:
@@ -348,9 +342,7 @@ def _safe_members(tar: tarfile.TarFile, top: str, *, max_bytes: int) -> list[tar
         if refused:
             raise _unsafe(tar, member.name, refused)
         if total > max_bytes or count > MAX_MEMBERS:
-            raise _unsafe(
-                tar, member.name, f"exceeds the limit of {max_bytes} bytes or {MAX_MEMBERS} members"
-            )
+            raise _unsafe(tar, member.name, f"exceeds the limit of {max_bytes} bytes or {MAX_MEMBERS} members")
         seen.add(key)
         chosen.append(member)
     return chosen
@@ -377,9 +369,7 @@ def _safe_path(name: str, tar: tarfile.TarFile) -> PurePosixPath:
 
 
 def _unsafe(tar: tarfile.TarFile, member: str, why: str) -> InputError:
-    return InputError(
-        f"the archive is unsafe: member {member!r} {why}; nothing was unpacked", file=str(tar.name)
-    )
+    return InputError(f"the archive is unsafe: member {member!r} {why}; nothing was unpacked", file=str(tar.name))
 
 
 def _remove_tree(folder: Path) -> None:

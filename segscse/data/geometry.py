@@ -17,9 +17,7 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     return tuple(round(float(size), 6) for size in np.linalg.norm(affine[:3, :3], axis=0))
 
 
-def same_grid(
-    shape_a: Sequence[int], affine_a: np.ndarray, shape_b: Sequence[int], affine_b: np.ndarray
-) -> str | None:
+def same_grid(shape_a: Sequence[int], affine_a: np.ndarray, shape_b: Sequence[int], affine_b: np.ndarray) -> str | None:
     """Return None when two grids are the same, else one phrase that says how they differ.
 
     The affines may differ by as much as moves no corner of the volume by more than 1 % of a voxel.

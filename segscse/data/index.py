@@ -85,7 +85,9 @@ def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetI
     duplicates = [name for name, count in Counter(case.id for case in index.cases).items() if count > 1]
     if duplicates:
         raise InputError(
-            f"case ids occur more than once: {', '.join(duplicates[:5])}", file=path, remedy="Give each its own id"
+            f"case ids occur more than once: {', '.join(duplicates[:5])}",
+            file=path,
+            remedy="Give each its own id",
         )
     return index
 
@@ -122,7 +124,9 @@ def _declared_labels(labels: Any, file: Path) -> dict[int, str]:
         raise problem
     if any(isinstance(value, list) for value in labels.values()):
         raise InputError(
-            "region labels (several ids under one name) are not supported", file=file, remedy="Give single ids"
+            "region labels (several ids under one name) are not supported",
+            file=file,
+            remedy="Give single ids",
         )
     try:
         if all(str(key).lstrip("-").isdigit() for key in labels):
@@ -144,9 +148,7 @@ def _inside(root: Path, item: Any, file: Path) -> Path:
     return path
 
 
-def _msd_cases(
-    root: Path, entries: Any, file: Path
-) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:
+def _msd_cases(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:
     cases, problems = [], []
     if not isinstance(entries, list):
         raise InputError("'training' must be a list", file=file, remedy="List {image, label} pairs")
@@ -271,7 +273,8 @@ def _folder_inputs(folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
     for name, files in groups.items():
         if len(files) not in (1, channels):
             raise InputError(
-                f"case {name!r} has {len(files)} channel files, the model takes {channels}", file=folder,
+                f"case {name!r} has {len(files)} channel files, the model takes {channels}",
+                file=folder,
                 remedy="Add the missing channel",
             )
     return {name: tuple(files) for name, files in groups.items()}

@@ -96,9 +96,7 @@ def read_image(path: str | Path) -> Volume:
         raise InputError(f"is not an image; allowed: {', '.join(SUFFIXES)}", file=path, remedy="Convert it to NIfTI")
     if not path.is_file():
         raise InputError("no such file", file=path, remedy="Check the path")
-    array, affine, header, notes = (
-        _read_sitk(path) if suffix in SITK_SUFFIXES else _read_nibabel(path, suffix)
-    )
+    array, affine, header, notes = _read_sitk(path) if suffix in SITK_SUFFIXES else _read_nibabel(path, suffix)
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 2:
@@ -191,7 +189,15 @@ def _read_nibabel(path: Path, suffix: str) -> tuple[np.ndarray, np.ndarray, nib.
         notes = () if header is None else _check_forms(image, path)
     except InputError:
         raise
-    except (ImageFileError, HeaderDataError, ValueError, OSError, EOFError, TypeError, OverflowError) as error:
+    except (
+        ImageFileError,
+        HeaderDataError,
+        ValueError,
+        OSError,
+        EOFError,
+        TypeError,
+        OverflowError,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
     return array, affine, header, notes
@@ -214,7 +220,9 @@ def _read_bytes(path: Path, *, compressed: bool) -> bytes:
             content = _read_limited(stream, path)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            f"the compressed stream is damaged or cut short ({error})", file=path, remedy="Copy or download it again"
+            f"the compressed stream is damaged or cut short ({error})",
+            file=path,
+            remedy="Copy or download it again",
         ) from error
     return content
 
@@ -255,7 +263,9 @@ def _voxels(image: Any, path: Path) -> np.ndarray:
     dtype = image.header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise InputError(
-            f"voxels must be real numbers, got data type {dtype}", file=path, remedy="Convert it to grey values"
+            f"voxels must be real numbers, got data type {dtype}",
+            file=path,
+            remedy="Convert it to grey values",
         )
     array = np.asanyarray(image.dataobj)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -267,13 +277,13 @@ def _check_forms(image: Any, path: Path) -> tuple[str, ...]:
     sform, s_code = image.header.get_sform(coded=True)
     if not q_code and not s_code:
         return ("neither qform nor sform is set, so the orientation is a guess",)
-    if q_code and s_code and affine_problem(sform) is None:
-        if difference := same_grid(image.shape, qform, image.shape, sform):
-            raise InputError(
-                f"qform and sform disagree ({difference})",
-                file=path,
-                remedy="Decide which is right and set both alike (fslorient -copysform2qform or -copyqform2sform)",
-            )
+    both = q_code and s_code and affine_problem(sform) is None
+    if both and (difference := same_grid(image.shape, qform, image.shape, sform)):
+        raise InputError(
+            f"qform and sform disagree ({difference})",
+            file=path,
+            remedy="Decide which is right and set both alike (fslorient -copysform2qform or -copyqform2sform)",
+        )
     return ()
 
 

@@ -185,9 +185,7 @@ def _ellipsoid_level_mm(local_mm: Array, centre_mm: Array, radii_mm: Array) -> A
     return (np.linalg.norm((local_mm - centre_mm) / radii_mm, axis=-1) - 1.0) * radii_mm.min()
 
 
-def _draw_blobs(
-    anatomy: Anatomy, rng: np.random.Generator, *, count: int = 8, gap_mm: float = 1.5
-) -> tuple[Blob, ...]:
+def _draw_blobs(anatomy: Anatomy, rng: np.random.Generator, *, count: int = 8, gap_mm: float = 1.5) -> tuple[Blob, ...]:
     """Draw blobs that touch neither the tube nor each other: as bright as the tube, every fourth fluid."""
     blobs: list[Blob] = []
     for _ in range(2000):  # rejection; a crowded head gets fewer blobs
@@ -196,12 +194,8 @@ def _draw_blobs(
         radii_mm = rng.uniform(3.0, 4.8, size=3)
         reach_mm = float(radii_mm.max()) + gap_mm
         centre_mm = rng.uniform(-1.0, 1.0, size=3) * anatomy.radii_mm
-        brightness = (
-            FLUID if len(blobs) % 4 == 3 else float(rng.choice([HEAD, TAIL]) + rng.uniform(-0.03, 0.03))
-        )
-        apart = all(
-            np.linalg.norm(centre_mm - other.centre_mm) > reach_mm + other.radii_mm.max() for other in blobs
-        )
+        brightness = FLUID if len(blobs) % 4 == 3 else float(rng.choice([HEAD, TAIL]) + rng.uniform(-0.03, 0.03))
+        apart = all(np.linalg.norm(centre_mm - other.centre_mm) > reach_mm + other.radii_mm.max() for other in blobs)
         in_head = np.linalg.norm(centre_mm / (anatomy.radii_mm - 3.0 - radii_mm)) < 1.0
         if apart and in_head and _tube_level_mm(anatomy, centre_mm) > reach_mm:
             blobs.append(Blob(centre_mm, radii_mm, brightness))
@@ -284,8 +278,6 @@ def _dataset_json(cases: int, test_cases: int, seed: int) -> dict[str, Any]:
         "labels": LABELS,
         "numTraining": cases,
         "numTest": test_cases,
-        "training": [
-            {"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"} for file in files[:cases]
-        ],
+        "training": [{"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"} for file in files[:cases]],
         "test": [f"./imagesTs/{file}" for file in files[cases:]],
     }

@@ -102,10 +102,14 @@ class Plan:
         fields = set(cls.__dataclass_fields__)
         if not isinstance(value, Mapping) or set(value) != fields:
             wrong = sorted(set(value) ^ fields) if isinstance(value, Mapping) else value
-            raise InputError(f"is no plan; missing or unknown: {wrong}", file=file, remedy="Make it with `segscse plan`")
+            raise InputError(
+                f"is no plan; missing or unknown: {wrong}", file=file, remedy="Make it with `segscse plan`"
+            )
         if value["version"] != PLAN_VERSION:
             raise InputError(
-                f"is of version {value['version']}, this segscse reads {PLAN_VERSION}", file=file, remedy="Plan again"
+                f"is of version {value['version']}, this segscse reads {PLAN_VERSION}",
+                file=file,
+                remedy="Plan again",
             )
         try:
             plan = cls(**{name: _tuples(item) for name, item in value.items()})
@@ -172,7 +176,9 @@ def _target_spacing(fingerprint: Fingerprint, reasons: list[str]) -> tuple[float
     thin = np.median(shapes, axis=0)[worst] * ANISOTROPY < np.median(shapes, axis=0)[others].min()
     if coarse and thin:
         target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
-        reasons.append(f"the {AXIS_NAMES[worst]} axis is anisotropic: its spacing is the 10th percentile, not the median")
+        reasons.append(
+            f"the {AXIS_NAMES[worst]} axis is anisotropic: its spacing is the 10th percentile, not the median"
+        )
     else:
         reasons.append("spacing is the median of the cases")
     return tuple(round(float(size), 4) for size in target)
@@ -239,7 +245,7 @@ def _kernel(sizes: np.ndarray) -> tuple[int, ...]:
 
 
 def _batch_size(patch: Sequence[int], dims: int) -> int:
-    fitting = int(round(STEP_VOXELS / float(np.prod(patch))))
+    fitting = round(STEP_VOXELS / float(np.prod(patch)))
     return int(np.clip(fitting, 2, 4 if dims == 3 else 48))
 
 

@@ -49,5 +49,8 @@ def plan_dataset(
     fingerprint = make_fingerprint(index, facts)
     name = index.root.resolve().name
     return PlannedDataset(
-        index, fingerprint, make_plan(fingerprint, config, name), tuple(f for f in findings if f.level == "warning")
+        index,
+        fingerprint,
+        make_plan(fingerprint, config, name),
+        tuple(f for f in findings if f.level == "warning"),
     )

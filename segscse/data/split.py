@@ -44,7 +44,7 @@ def make_split(cases: Sequence[Case], fold: int | None, *, folds: int = 5, seed:
     if not 0 <= fold < folds:
         raise InputError(f"fold must be between 0 and {folds - 1}, got {fold}")
     order = np.arange(len(subjects))
-    np.random.RandomState(seed).shuffle(order)  # noqa: NPY002, the generator of scikit-learn's KFold
+    np.random.RandomState(seed).shuffle(order)
     held_out = set(subjects[np.array_split(order, folds)[fold]])
     validation = sorted(case.id for case in cases if case.subject in held_out)
     return Split(fold, tuple(sorted(set(ids) - set(validation))), tuple(validation))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -153,10 +153,10 @@ def preprocessing(plan: Plan, reader: ImageReader, *, with_label: bool) -> Compo
     # MONAI keeps an axis's own spacing where the target is not positive: slices are not mixed in 2D.
     target = [-1.0 if axis == plan.slice_axis else size for axis, size in enumerate(plan.spacing_mm)]
     steps: list[Transform] = [
-        LoadImaged(keys, reader=reader, image_only=True, ensure_channel_first=True),
+        LoadImaged(keys, reader=cast(Any, reader), image_only=True, ensure_channel_first=True),
         Orientationd(keys, axcodes="RAS", labels=CANONICAL),
         CropForegroundd(keys, source_key="image", select_fn=_above_minimum, margin=1, allow_smaller=True),
-        Spacingd(keys, pixdim=target, mode=modes, padding_mode="border", dtype=torch.float32),
+        Spacingd(keys, pixdim=target, mode=modes, padding_mode="border", dtype=np.float32),
         Normalised(["image"], plan.normalisation),
     ]
     if with_label:

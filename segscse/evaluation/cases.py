@@ -35,16 +35,16 @@ class CasePair:
 
 
 def pair_cases(pred: Any, ref: Any, missing: Missing = "error") -> list[CasePair]:
-    """Pair predictions with references: one pair for arrays and files, one per file name for folders.
+    """Pair predictions with references: one pair for arrays and files, one per name for folders and mappings.
 
     Raises:
         InputError: a folder against something else, no references, unmatched files.
     """
     if missing not in ("error", "empty"):
         raise choose("value of missing", missing, ("error", "empty"))
-    folders = [_is_path(source) and Path(source).is_dir() for source in (pred, ref)]
+    folders = [_holds_cases(source) for source in (pred, ref)]
     if all(folders):
-        return _pair_folders(Path(pred), Path(ref), missing)
+        return _pair_folders(pred, ref, missing)
     if any(folders):
         raise InputError(
             f"a folder can only be compared with a folder, got {_describe(pred)} and {_describe(ref)}",
@@ -54,9 +54,7 @@ def pair_cases(pred: Any, ref: Any, missing: Missing = "error") -> list[CasePair
     return [CasePair(case, ref, pred)]
 
 
-def load_pair(
-    pair: CasePair, spacing_mm: Sequence[float] | None
-) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
+def load_pair(pair: CasePair, spacing_mm: Sequence[float] | None) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
     """Return prediction, reference and the voxel size in mm of the grid that they share.
 
     Raises:
@@ -112,9 +110,7 @@ def check_labels(labels: Sequence[int]) -> list[int]:
         )
     known = sorted({int(label) for label in labels} - {0})
     if not known:
-        raise InputError(
-            "there is no label to score: only background (0)", remedy="Give for example labels=[1]"
-        )
+        raise InputError("there is no label to score: only background (0)", remedy="Give for example labels=[1]")
     return known
 
 
@@ -132,27 +128,42 @@ def label_names(names: Mapping[Any, str] | None) -> dict[int, str]:
         ) from error
 
 
-def _pair_folders(pred_dir: Path, ref_dir: Path, missing: Missing) -> list[CasePair]:
-    preds, refs = list_images(pred_dir), list_images(ref_dir)
+def cases_of(source: str | Path | Mapping[str, Path]) -> dict[str, Path]:
+    """Return case to file for a folder of images, or for a mapping that says so already."""
+    return dict(source) if isinstance(source, Mapping) else list_images(source)
+
+
+def _holds_cases(source: Any) -> bool:
+    return isinstance(source, Mapping) or (_is_path(source) and Path(source).is_dir())
+
+
+def _pair_folders(pred_dir: Any, ref_dir: Any, missing: Missing) -> list[CasePair]:
+    preds, refs = cases_of(pred_dir), cases_of(ref_dir)
     if not refs:
         raise InputError(
-            "holds no images to compare with", file=ref_dir, remedy="Give the folder of the references"
+            "holds no images to compare with",
+            file=_where(ref_dir),
+            remedy="Give the folder of the references",
         )
     absent = [case for case in refs if case not in preds]
     extra = [case for case in preds if case not in refs]
     if absent and missing == "error":
         raise InputError(
             f"{len(absent)} of {len(refs)} predictions are missing: {_listing(absent)}",
-            file=pred_dir,
+            file=_where(pred_dir),
             remedy="Predict them, or score them as empty with missing='empty'",
         )
     if extra:
         raise InputError(
             f"{len(extra)} predictions have no reference: {_listing(extra)}",
-            file=pred_dir,
-            remedy=f"Add the references to {ref_dir} or move the predictions away; files pair by name",
+            file=_where(pred_dir),
+            remedy="Add the references or move the predictions away; files pair by name",
         )
     return [CasePair(case, path, preds.get(case)) for case, path in refs.items()]
+
+
+def _where(source: Any) -> str | None:
+    return None if isinstance(source, Mapping) else str(source)
 
 
 def _check_grid(pred: LabelMap, ref: LabelMap) -> None:
@@ -174,9 +185,7 @@ def _spacing(pred: LabelMap, ref: LabelMap, spacing_mm: Sequence[float] | None) 
     ndim = ref.array.ndim
     if affine is not None:
         if spacing_mm is not None:
-            raise InputError(
-                "spacing_mm is for arrays; these files carry their own", remedy="Leave spacing_mm out"
-            )
+            raise InputError("spacing_mm is for arrays; these files carry their own", remedy="Leave spacing_mm out")
         return spacing_of(affine)[:ndim]
     spacing = (1.0,) * ndim if spacing_mm is None else tuple(float(size) for size in spacing_mm)
     if len(spacing) != ndim or not all(0 < size < np.inf for size in spacing):
@@ -197,9 +206,7 @@ def _whole_numbers(array: np.ndarray, role: str) -> np.ndarray:
             )
         return rounded.astype(np.int64)
     if array.dtype.kind not in "iub":
-        raise InputError(
-            f"the {role} must be an array of integers, got {array.dtype}", remedy="Give label maps"
-        )
+        raise InputError(f"the {role} must be an array of integers, got {array.dtype}", remedy="Give label maps")
     return array
 
 

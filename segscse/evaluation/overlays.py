@@ -141,9 +141,7 @@ def _load_image(image: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
         array, affine = volume.array, volume.affine
     else:
         affine = getattr(image, "affine", None)
-        array = np.asarray(
-            image if affine is None else getattr(image, "array", getattr(image, "dataobj", image))
-        )
+        array = np.asarray(image if affine is None else getattr(image, "array", getattr(image, "dataobj", image)))
     if array.ndim == len(shape) + 1:
         array = array[..., 0]
     return array, affine

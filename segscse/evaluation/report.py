@@ -162,9 +162,7 @@ def _nothing_like(reference: Path) -> Any:
 def _png(figure: Figure) -> str:
     """Return a figure as base64 PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None}
-    )
+    figure.savefig(buffer, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None})
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -14,9 +14,16 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from segscse.data.io import list_images
 from segscse.errors import InputError
-from segscse.evaluation.cases import CasePair, Missing, check_labels, label_names, load_pair, pair_cases
+from segscse.evaluation.cases import (
+    CasePair,
+    Missing,
+    cases_of,
+    check_labels,
+    label_names,
+    load_pair,
+    pair_cases,
+)
 from segscse.evaluation.overlap import (
     Counts,
     compact_labels,
@@ -83,8 +90,7 @@ def evaluate(
     scored = _score_all(pair_cases(pred, ref, missing), chosen, spacing_mm)
     every = chosen or check_labels([label for case in scored for label in case.rows])
     rows = [
-        {"case": case.case, "label": label, "name": known.get(label, str(label))}
-        | case.rows.get(label, case.blank)
+        {"case": case.case, "label": label, "name": known.get(label, str(label))} | case.rows.get(label, case.blank)
         for case in scored
         for label in every
     ]
@@ -111,10 +117,10 @@ def score_case(
 
 
 def evaluate_folders(
-    pred_dir: str | Path,
-    ref_dir: str | Path,
+    pred_dir: str | Path | Mapping[str, Path],
+    ref_dir: str | Path | Mapping[str, Path],
     out_dir: str | Path,
-    images_dir: str | Path | None = None,
+    images_dir: str | Path | Mapping[str, Path] | None = None,
     missing: Missing = "error",
     names: Mapping[Any, str] | None = None,
     labels: Sequence[int] | None = None,
@@ -122,11 +128,10 @@ def evaluate_folders(
     """Score a folder of predictions and write `cases.csv`, `summary.json` and `report.html` to `out_dir`.
 
     Args:
-        pred_dir: predictions, named as the references.
-        ref_dir: references.
+        pred_dir: a folder of predictions, named as the references, or a mapping from case to file.
+        ref_dir: references, likewise.
         out_dir: where the three files go; made when absent.
-        images_dir: images to show under the overlays of the report, named as the references (`_0000` may
-            follow).
+        images_dir: images to show under the overlays of the report, likewise (`_0000` may follow the name).
         missing: as in `evaluate`.
         names: as in `evaluate`.
         labels: as in `evaluate`.
@@ -137,14 +142,12 @@ def evaluate_folders(
     from segscse.evaluation.report import render_report  # matplotlib and jinja2 only when there is a report
 
     for folder in (pred_dir, ref_dir):
-        if not Path(folder).is_dir():
+        if not isinstance(folder, Mapping) and not Path(folder).is_dir():
             raise InputError("is not a folder", file=folder, remedy="Check the path")
-    images = {} if images_dir is None else list_images(images_dir)
+    images = {} if images_dir is None else cases_of(images_dir)
     table = evaluate(pred_dir, ref_dir, labels, names=names, missing=missing)
     summary = summarise(table)
-    report = render_report(
-        table, summary=summary, pairs=pair_cases(pred_dir, ref_dir, missing), images=images
-    )
+    report = render_report(table, summary=summary, pairs=pair_cases(pred_dir, ref_dir, missing), images=images)
     out = Path(out_dir)
     write_text(out / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(out / "summary.json", summary)
@@ -211,9 +214,7 @@ def _score_all(
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise InputError(
-            f"{len(errors)} of {len(pairs)} cases cannot be scored: {' | '.join(map(str, errors))}"
-        )
+        raise InputError(f"{len(errors)} of {len(pairs)} cases cannot be scored: {' | '.join(map(str, errors))}")
     return [result for result in results if isinstance(result, _ScoredCase)]
 
 
@@ -224,9 +225,7 @@ def _score_pair(pair: CasePair, labels: list[int] | None, spacing_mm: Sequence[f
     return _ScoredCase(pair.case, rows, _row(Counts(0, 0, 0), math.nan, ref.array.shape, spacing))
 
 
-def _row(
-    counts: Counts, distance_mm: float, shape: Sequence[int], spacing_mm: Sequence[float]
-) -> dict[str, float]:
+def _row(counts: Counts, distance_mm: float, shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, float]:
     voxel_ml = math.prod(spacing_mm) / 1000 if len(spacing_mm) == 3 else math.nan
     return {
         "dice": counts.dice,
@@ -247,9 +246,7 @@ def _union(first: tuple[slice, ...] | None, second: tuple[slice, ...] | None) ->
     """Return the box around two boxes, either of which may be absent."""
     if first is None or second is None:
         return first or second
-    return tuple(
-        slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True)
-    )
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
 
 
 def _summarise_label(rows: pd.DataFrame) -> dict[str, Any]:

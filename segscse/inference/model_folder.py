@@ -62,7 +62,9 @@ def find_model(path: str | Path) -> Path:
         if (folder / "model.json").is_file():
             return folder
     raise InputError(
-        "holds no model (no model.json, no model/model.json)", file=path, remedy="Give a run folder or a model folder"
+        "holds no model (no model.json, no model/model.json)",
+        file=path,
+        remedy="Give a run folder or a model folder",
     )
 
 

@@ -20,6 +20,7 @@ from segscse.inference.model_folder import load_model
 from segscse.inference.restore import restore, restore_probabilities
 from segscse.inference.sliding_window import predict_volume
 from segscse.nets.build import build_unet
+from segscse.nets.dims import channels_last, network_to_channels_last
 
 Progress = Callable[[int, int], None]
 ArrayImage = tuple[np.ndarray, np.ndarray]
@@ -73,7 +74,7 @@ class Predictor:
         self.device = device
         self.mirror = mirror
         self.precision = pick_precision("auto", device)
-        self.network = network.eval().to(device)
+        self.network = network_to_channels_last(network.eval().to(device), plan.spatial_dims)
 
     def predict(
         self, image: str | Path | Sequence[str | Path] | ArrayImage, *, probabilities: bool = False
@@ -105,7 +106,7 @@ class Predictor:
         with autocast(self.device, self.precision):
             return predict_volume(
                 image.to(self.device),
-                self.network,
+                lambda windows: self.network(channels_last(windows)),
                 window=self.plan.patch_size,
                 slice_axis=self.plan.slice_axis,
                 mirror_axes=self.plan.mirror_axes if self.mirror else (),
@@ -116,7 +117,7 @@ class Predictor:
         if isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], np.ndarray):
             prepared = preprocess_array(image[0], np.asarray(image[1], np.float64), self.plan)
         else:
-            files = [image] if isinstance(image, (str, Path)) else list(image)  # type: ignore[arg-type]
+            files = [image] if isinstance(image, (str, Path)) else list(image)
             prepared = preprocess([Path(str(file)) for file in files], None, self.plan)
         return prepared
 
@@ -176,9 +177,7 @@ def predict_files(
             segmentation = predictor.predict(list(files), probabilities=probabilities)
             segmentation.save(out / f"{name}.nii.gz")
             if segmentation.probabilities is not None:
-                write_image(
-                    out / f"{name}_probabilities.nii.gz", segmentation.probabilities, segmentation.source
-                )
+                write_image(out / f"{name}_probabilities.nii.gz", segmentation.probabilities, segmentation.source)
             written.append(out / f"{name}.nii.gz")
         except InputError as error:
             failures.append(Failure(name, str(error)))

@@ -40,9 +40,7 @@ def restore_probabilities(logits: torch.Tensor, prepared: Prepared) -> tuple[np.
     return from_canonical(numbers, affine), from_canonical(probabilities, affine)
 
 
-def _resample(
-    logits: torch.Tensor, prepared: Prepared, *, probabilities: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _resample(logits: torch.Tensor, prepared: Prepared, *, probabilities: bool) -> tuple[np.ndarray, np.ndarray]:
     shape, affine = canonical_grid(prepared.source.array.shape, prepared.source.affine)
     scale, offset = axis_map(prepared.affine, affine)
     places = [scale[axis] * np.arange(shape[axis]) + offset[axis] for axis in range(3)]

@@ -36,9 +36,7 @@ def predict_volume(
     batch = volume[None] if slice_axis is None else volume.movedim(slice_axis + 1, 0)
     window_axes = [axis for axis in range(volume.ndim - 1) if axis != slice_axis]
     flips = [window_axes.index(axis) + 2 for axis in mirror_axes if axis != slice_axis]
-    logits = sliding_window(
-        batch, mirrored(network, flips), window=window, overlap=overlap, batch_size=batch_size
-    )
+    logits = sliding_window(batch, mirrored(network, flips), window=window, overlap=overlap, batch_size=batch_size)
     return logits[0] if slice_axis is None else logits.movedim(0, slice_axis + 1)
 
 
@@ -119,12 +117,12 @@ def _padding_before(shape: Sequence[int], window: Sequence[int]) -> list[int]:
 
 def _pad(batch: torch.Tensor, window: Sequence[int]) -> torch.Tensor:
     before = _padding_before(batch.shape[2:], window)
-    after = [
-        max(0, size - extent) - low for extent, size, low in zip(batch.shape[2:], window, before, strict=True)
-    ]
+    after = [max(0, size - extent) - low for extent, size, low in zip(batch.shape[2:], window, before, strict=True)]
     if not any(before) and not any(after):
         return batch
-    pairs: Iterator[int] = (value for low, high in zip(reversed(before), reversed(after), strict=True) for value in (low, high))
+    pairs: Iterator[int] = (
+        value for low, high in zip(reversed(before), reversed(after), strict=True) for value in (low, high)
+    )
     return F.pad(batch, list(pairs))
 
 

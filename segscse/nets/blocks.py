@@ -38,9 +38,7 @@ class ConvNormAct(nn.Sequential):
         padding = tuple(size // 2 for size in kernel)
         super().__init__(
             # The normalisation that follows takes away any constant, so a bias would learn nothing.
-            conv(spatial_dims)(
-                in_channels, out_channels, kernel, as_tuple(stride, spatial_dims), padding, bias=False
-            ),
+            conv(spatial_dims)(in_channels, out_channels, kernel, as_tuple(stride, spatial_dims), padding, bias=False),
             InstanceNorm(out_channels),
             nn.LeakyReLU(LEAK, inplace=True),
         )
@@ -90,11 +88,19 @@ class ResidualBlock(PlainBlock):
         attention: AttentionBlock,
     ) -> None:
         super().__init__(
-            spatial_dims, in_channels, out_channels, kernel_size=kernel_size, stride=stride, attention=attention
+            spatial_dims,
+            in_channels,
+            out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            attention=attention,
         )
         strides = as_tuple(stride, spatial_dims)
         same = in_channels == out_channels and set(strides) == {1}
-        projection = [conv(spatial_dims)(in_channels, out_channels, 1, strides, bias=False), InstanceNorm(out_channels)]
+        projection = [
+            conv(spatial_dims)(in_channels, out_channels, 1, strides, bias=False),
+            InstanceNorm(out_channels),
+        ]
         self.shortcut: nn.Module = nn.Identity() if same else nn.Sequential(*projection)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
 from segscse.errors import InputError
@@ -19,6 +20,10 @@ _INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
     3: nn.InstanceNorm3d,
 }
 
+_CHANNELS_LAST: dict[int, torch.memory_format] = {2: torch.channels_last, 3: torch.channels_last_3d}
+LINEAR: dict[int, str] = {2: "bilinear", 3: "trilinear"}
+"""Name of linear interpolation, by number of spatial axes."""
+
 
 def check_spatial_dims(spatial_dims: int) -> int:
     """Return `spatial_dims` when it is 2 or 3.
@@ -31,24 +36,34 @@ def check_spatial_dims(spatial_dims: int) -> int:
     return spatial_dims
 
 
-def conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+def conv(spatial_dims: int) -> Callable[..., nn.Conv2d | nn.Conv3d]:
     """Return the convolution class for `(B, C, *S)` with `len(S) == spatial_dims`."""
     return _CONV[check_spatial_dims(spatial_dims)]
 
 
-def conv_transpose(spatial_dims: int) -> type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]:
+def conv_transpose(spatial_dims: int) -> Callable[..., nn.ConvTranspose2d | nn.ConvTranspose3d]:
     """Return the transposed-convolution class."""
     return _CONV_TRANSPOSE[check_spatial_dims(spatial_dims)]
 
 
-def batch_norm(spatial_dims: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
+def batch_norm(spatial_dims: int) -> Callable[..., nn.BatchNorm2d | nn.BatchNorm3d]:
     """Return the batch-normalisation class."""
     return _BATCH_NORM[check_spatial_dims(spatial_dims)]
 
 
-def instance_norm(spatial_dims: int) -> type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]:
+def instance_norm(spatial_dims: int) -> Callable[..., nn.InstanceNorm2d | nn.InstanceNorm3d]:
     """Return the instance-normalisation class."""
     return _INSTANCE_NORM[check_spatial_dims(spatial_dims)]
+
+
+def channels_last(x: torch.Tensor) -> torch.Tensor:
+    """Return `(B, C, *S)` in channels-last memory, in which CPU convolutions and norms run without copies."""
+    return x.contiguous(memory_format=_CHANNELS_LAST[check_spatial_dims(x.ndim - 2)])
+
+
+def network_to_channels_last(network: nn.Module, spatial_dims: int) -> nn.Module:
+    """Put a network's weights into channels-last memory, in place, and return it."""
+    return network.to(memory_format=_CHANNELS_LAST[check_spatial_dims(spatial_dims)])  # type: ignore[call-overload]
 
 
 def as_tuple(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:

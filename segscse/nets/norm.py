@@ -37,9 +37,7 @@ class _PerSampleNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-        parts = [
-            torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, eps) for sample in x.split(1)
-        ]
+        parts = [torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, eps) for sample in x.split(1)]
         ctx.eps = eps
         ctx.save_for_backward(x, weight, *(part[1] for part in parts), *(part[2] for part in parts))
         return parts[0][0] if len(parts) == 1 else torch.cat([part[0] for part in parts])
@@ -52,9 +50,7 @@ class _PerSampleNorm(torch.autograd.Function):
             torch.ops.aten.native_batch_norm_backward(
                 grad, sample, weight, None, None, mean, rstd, True, ctx.eps, [True, True, True]
             )
-            for grad, sample, mean, rstd in zip(
-                grads[0].split(1), x.split(1), saved[:size], saved[size:], strict=True
-            )
+            for grad, sample, mean, rstd in zip(grads[0].split(1), x.split(1), saved[:size], saved[size:], strict=True)
         ]
         grad_x = parts[0][0] if size == 1 else torch.cat([part[0] for part in parts])
         return grad_x, sum(part[1] for part in parts), sum(part[2] for part in parts), None

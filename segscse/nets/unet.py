@@ -66,9 +66,7 @@ class UNet(nn.Module):
 
         def make_block(position: str, c_in: int, c_out: int, stage: int, stride: Sequence[int] | int) -> nn.Module:
             gate = _build_gate(gates[position], c_out, spatial_dims)
-            return BLOCKS[block](
-                spatial_dims, c_in, c_out, kernel_size=kernels[stage], stride=stride, attention=gate
-            )
+            return BLOCKS[block](spatial_dims, c_in, c_out, kernel_size=kernels[stage], stride=stride, attention=gate)
 
         last = len(features) - 1
         widths = [in_channels, *features]

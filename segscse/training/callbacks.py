@@ -129,7 +129,8 @@ class RunKeeper(Callback):
                 self._export(pl_module, {"val_dice": None})
             assert self.stop.signum is not None  # a true request has one
             raise Interrupted(
-                self.stop.signum, f"stopped at step {self.clock.step}; continue with --resume (run folder: {self.folder})"
+                self.stop.signum,
+                f"stopped at step {self.clock.step}; continue with --resume (run folder: {self.folder})",
             )
         if self.clock.elapsed_s - self._saved_at_s > self.checkpoint_every_s:
             self._save_checkpoint(trainer)

@@ -31,9 +31,7 @@ def dice_ce_loss(logits: torch.Tensor, target: torch.Tensor, *, smooth: float = 
     return cross_entropy + (1 - dice.mean())
 
 
-def deep_supervision_loss(
-    outputs: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor
-) -> torch.Tensor:
+def deep_supervision_loss(outputs: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
     """Return `dice_ce_loss` summed over resolutions, weighted 1, 1/2, 1/4, ... and normalised to a sum of one.
 
     Args:

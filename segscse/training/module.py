@@ -12,6 +12,7 @@ from torch import nn
 from segscse.config import OptimConfig
 from segscse.data.plan import Plan
 from segscse.inference.sliding_window import predict_volume
+from segscse.nets.dims import channels_last
 from segscse.training.clock import RunClock
 from segscse.training.losses import deep_supervision_loss
 from segscse.training.schedule import build_optimizer, lr_factor
@@ -40,8 +41,7 @@ class SegModule(pl.LightningModule):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits `(B, K, *S)` of a batch `(B, C, *S)`, at full resolution, in evaluation mode."""
-        memory_format = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-        return self.network(x.contiguous(memory_format=memory_format))
+        return self.network(channels_last(x))
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Return the loss of a batch of patches."""
@@ -66,7 +66,7 @@ class SegModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean Dice; a label that no validation case has or predicts does not count."""
-        per_label = torch.nanmean(self.dice.aggregate(), dim=0)
+        per_label = torch.nanmean(torch.as_tensor(self.dice.aggregate()), dim=0)
         self.dice.reset()
         for (label, _), value in zip(self.plan.labels[1:], per_label, strict=True):
             self.log(f"val_dice_{label}", value)

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from segscse.files import read_json, write_json
 from segscse.hardware import pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.nets.build import build_unet, network_arguments
+from segscse.nets.dims import network_to_channels_last
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
 from segscse.training.clock import RunClock
@@ -112,16 +113,19 @@ def _fit(
     pl.seed_everything(config.train.seed, workers=True, verbose=False)
     clock = RunClock(parse_duration(config.train.budget), config.train.max_steps, config.train.validations)
     arguments = network_arguments(planned.plan, config.model)
-    network = build_unet(arguments).to(
-        memory_format=torch.channels_last if planned.plan.spatial_dims == 2 else torch.channels_last_3d
-    )
+    network = network_to_channels_last(build_unet(arguments), planned.plan.spatial_dims)
     module = SegModule(network, planned.plan, config.optim, clock)
     with console.status("preprocessing"):
         data = _data(planned, split, config, folder, clock)
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
 
     def save(weights: dict[str, torch.Tensor], scores: dict[str, Any]) -> None:
-        provenance = {**record, "step": clock.step, "validation": scores, "config": to_builtin(asdict(config))}
+        provenance = {
+            **record,
+            "step": clock.step,
+            "validation": scores,
+            "config": to_builtin(asdict(config)),
+        }
         save_model(folder / "model", ModelFolder(planned.plan, arguments, provenance, weights))
 
     columns = ["step", "seconds", "progress", "lr", "train_loss", "val_dice"]
@@ -183,7 +187,7 @@ def _data(
 def _record(planned: PlannedDataset, split: Split, device: torch.device, precision: str) -> dict[str, Any]:
     """Return what a result needs to be traced and repeated; no path of the user's machine is in it."""
     return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "device": device.type,
         "precision": precision,
@@ -198,7 +202,9 @@ def _record(planned: PlannedDataset, split: Split, device: torch.device, precisi
 def _refuse_used(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
-            "already exists and is not empty", file=folder, remedy="Choose another --out, or continue it with --resume"
+            "already exists and is not empty",
+            file=folder,
+            remedy="Choose another --out, or continue it with --resume",
         )
 
 
@@ -211,7 +217,9 @@ def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
     asked = replace(saved, train=replace(saved.train, budget=config.train.budget, max_steps=config.train.max_steps))
     if config not in (saved, asked, ExperimentConfig(train=asked.train), ExperimentConfig()):
         raise InputError(
-            "was started with another configuration", file=folder, remedy="Resume without --config and other settings"
+            "was started with another configuration",
+            file=folder,
+            remedy="Resume without --config and other settings",
         )
     return saved if config == ExperimentConfig() else asked
 

@@ -152,9 +152,7 @@ def test_channels_must_be_a_positive_integer(channels):
 
 
 def test_unknown_name_lists_the_names_and_the_closest():
-    with pytest.raises(
-        InputError, match=r"unknown attention block 'scze'; allowed: .*eca.*Did you mean 'scse'"
-    ):
+    with pytest.raises(InputError, match=r"unknown attention block 'scze'; allowed: .*eca.*Did you mean 'scse'"):
         build_attention("scze", 8, spatial_dims=2)
 
 

@@ -50,9 +50,7 @@ def smp(dims, channels=32):
     """SCSEModule of segmentation_models.pytorch: two Sequentials, joined by the sum."""
     layer, pool = CONV[dims], {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[dims]
     hidden = channels // 16
-    cse = nn.Sequential(
-        pool(1), layer(channels, hidden, 1), nn.ReLU(), layer(hidden, channels, 1), nn.Sigmoid()
-    )
+    cse = nn.Sequential(pool(1), layer(channels, hidden, 1), nn.ReLU(), layer(hidden, channels, 1), nn.Sigmoid())
     sse = nn.Sequential(layer(channels, 1, 1), nn.Sigmoid())
     return Tree(lambda m, x: x * m.cSE(x) + x * m.sSE(x), cSE=cse, sSE=sse)
 
@@ -214,9 +212,7 @@ def test_weights_that_act_on_slices_are_not_taken_for_those_of_channels():
 
 def test_a_prefix_without_keys_says_so():
     with pytest.raises(InputError, match=r"\(none\) under the prefix 'nowhere\.'"):
-        load_attention_weights(
-            build_attention("eca", 8, spatial_dims=2), eca(2).state_dict(), prefix="nowhere."
-        )
+        load_attention_weights(build_attention("eca", 8, spatial_dims=2), eca(2).state_dict(), prefix="nowhere.")
 
 
 def test_a_bias_without_a_place_is_refused():
@@ -228,8 +224,6 @@ def test_a_bias_without_a_place_is_refused():
 def test_another_reduction_is_named_with_both_shapes_and_leaves_the_block_alone():
     block = build_attention("scse", 8, spatial_dims=2, reduction=1)
     before = {key: value.clone() for key, value in block.state_dict().items()}
-    with pytest.raises(
-        InputError, match=r"cSE\.fc1\.weight has shape \(4, 8\), expected \(8, 8\).*reduction"
-    ):
+    with pytest.raises(InputError, match=r"cSE\.fc1\.weight has shape \(4, 8\), expected \(8, 8\).*reduction"):
         load_attention_weights(block, aimed(2).state_dict())
     torch.testing.assert_close(dict(block.state_dict()), before, rtol=0, atol=0)

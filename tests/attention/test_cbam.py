@@ -12,15 +12,10 @@ def test_channel_gate_is_the_formula():
     x = torch.randn(2, 6, 3, 4, 5)
 
     def mlp(z):
-        return (
-            F.relu(z @ block.mlp.fc1.weight.T + block.mlp.fc1.bias) @ block.mlp.fc2.weight.T
-            + block.mlp.fc2.bias
-        )
+        return F.relu(z @ block.mlp.fc1.weight.T + block.mlp.fc1.bias) @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
 
     flat = x.flatten(2)
-    torch.testing.assert_close(
-        block.gate(x).flatten(1), torch.sigmoid(mlp(flat.mean(-1)) + mlp(flat.max(-1).values))
-    )
+    torch.testing.assert_close(block.gate(x).flatten(1), torch.sigmoid(mlp(flat.mean(-1)) + mlp(flat.max(-1).values)))
 
 
 def test_spatial_gate_is_the_windowed_sum_of_maximum_then_mean():
@@ -49,9 +44,7 @@ def test_the_spatial_gate_sees_the_channel_gates_result():
     torch.testing.assert_close(block(x), block.spatial(block.channel(x)))
 
 
-@pytest.mark.parametrize(
-    ("norm", "kernel_size", "count"), [("group", 7, 686 + 2), (None, (3, 7, 7), 294 + 1)]
-)
+@pytest.mark.parametrize(("norm", "kernel_size", "count"), [("group", 7, 686 + 2), (None, (3, 7, 7), 294 + 1)])
 def test_spatial_gate_counts_its_parameters(norm, kernel_size, count):
     block = build_attention("cbam_spatial", 8, spatial_dims=3, norm=norm, kernel_size=kernel_size)
     assert sum(p.numel() for p in block.parameters()) == count

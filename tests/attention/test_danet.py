@@ -56,9 +56,7 @@ def test_pam_is_the_formula(dims):
     )
     affinity = torch.einsum("bcj,bci->bji", query, key).softmax(dim=-1)
     torch.testing.assert_close(block.gate(x), affinity)
-    torch.testing.assert_close(
-        block(x), 0.7 * torch.einsum("bji,bci->bcj", affinity, value).reshape(x.shape) + x
-    )
+    torch.testing.assert_close(block(x), 0.7 * torch.einsum("bji,bci->bcj", affinity, value).reshape(x.shape) + x)
 
 
 @pytest.mark.parametrize("name", ["danet_cam", "danet_pam"])

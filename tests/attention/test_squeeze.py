@@ -37,9 +37,7 @@ def test_cse_without_relu_is_linear_before_the_sigmoid():
     torch.testing.assert_close(block.gate(x) + block.gate(-x), torch.ones(2, 6, 1, 1))
 
 
-@pytest.mark.parametrize(
-    ("channels", "reduction", "hidden"), [(1, 2, 4), (8, 16, 4), (20, 16, 4), (64, 4, 16)]
-)
+@pytest.mark.parametrize(("channels", "reduction", "hidden"), [(1, 2, 4), (8, 16, 4), (20, 16, 4), (64, 4, 16)])
 def test_cse_counts_its_parameters(channels, reduction, hidden):
     block = build_attention("se", channels, spatial_dims=3, reduction=reduction)
     assert sum(p.numel() for p in block.parameters()) == 2 * channels * hidden + hidden + channels
@@ -123,9 +121,7 @@ def test_scse_concat_trains_its_projection():
 
 
 def test_aggregations_other_than_concat_share_their_weights():
-    states = [
-        build_attention("scse", 8, spatial_dims=2, aggregation=a).state_dict() for a in ("add", "max", "mul")
-    ]
+    states = [build_attention("scse", 8, spatial_dims=2, aggregation=a).state_dict() for a in ("add", "max", "mul")]
     assert [list(state) for state in states] == [list(states[0])] * 3
 
 

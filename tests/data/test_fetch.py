@@ -146,9 +146,7 @@ class TestDownload:
     def test_an_incomplete_data_set_is_reported_not_overwritten(self, server, tmp_path):
         server.payload = _tar(_toy_members())
         (_get(server, tmp_path) / "labelsTr" / "a.nii.gz").unlink()
-        with pytest.raises(
-            InputError, match=r"1 of the 2 files in dataset.json are missing, first './labelsTr"
-        ):
+        with pytest.raises(InputError, match=r"1 of the 2 files in dataset.json are missing, first './labelsTr"):
             _get(server, tmp_path)
 
     def test_a_cut_connection_is_resumed_without_sending_bytes_again(self, server, tmp_path):
@@ -201,9 +199,7 @@ class TestDownload:
         server.payload = _tar(_toy_members())
         server.supports_range = False
         server.cuts = [10_000] * 99
-        with pytest.raises(
-            InputError, match=r"cut after 10000 of \d+ bytes\); 10000 bytes are kept.*to resume"
-        ):
+        with pytest.raises(InputError, match=r"cut after 10000 of \d+ bytes\); 10000 bytes are kept.*to resume"):
             _get(server, tmp_path)
         assert len(server.requests) == 4  # one brought something new, then three in a row did not
         assert _names(tmp_path) == [f"{TASK}.tar.part"]
@@ -250,9 +246,7 @@ class TestDownload:
 class TestChecksum:
     def test_a_damaged_download_is_removed(self, server, tmp_path):
         server.payload = _tar(_toy_members())
-        with pytest.raises(
-            InputError, match=rf"wrong checksum: MD5 {_md5(server.payload)}, expected 0000.*removed"
-        ):
+        with pytest.raises(InputError, match=rf"wrong checksum: MD5 {_md5(server.payload)}, expected 0000.*removed"):
             _get(server, tmp_path, md5="0" * 32)
         assert _names(tmp_path) == []
 
@@ -415,14 +409,10 @@ class TestNames:
     @pytest.fixture
     def archives(self, monkeypatch):
         asked = []
-        monkeypatch.setattr(
-            fetch_module, "fetch_archive", lambda url, md5, out, **_: asked.append((url, md5)) or out
-        )
+        monkeypatch.setattr(fetch_module, "fetch_archive", lambda url, md5, out, **_: asked.append((url, md5)) or out)
         return asked
 
-    @pytest.mark.parametrize(
-        "name", ["hippocampus", "Hippocampus", "Task04_Hippocampus", "task04_hippocampus"]
-    )
+    @pytest.mark.parametrize("name", ["hippocampus", "Hippocampus", "Task04_Hippocampus", "task04_hippocampus"])
     def test_short_and_full_names_in_any_case_mean_the_same(self, archives, tmp_path, name):
         fetch(name, tmp_path)
         ((url, md5),) = archives

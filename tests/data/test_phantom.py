@@ -94,9 +94,7 @@ class TestPhantomCase:
 
     def test_the_head_lies_in_front_of_the_tail(self, cases):
         for _, label, affine in cases:
-            assert (
-                _world_mm(label == 1, affine)[:, 1].mean() > _world_mm(label == 2, affine)[:, 1].mean() + 8.0
-            )
+            assert _world_mm(label == 1, affine)[:, 1].mean() > _world_mm(label == 2, affine)[:, 1].mean() + 8.0
 
     def test_the_tube_is_negative_inside_and_grows_outside(self):
         anatomy = dataclasses.replace(draw_anatomy(np.random.default_rng(0)), wave_mm=np.zeros((4, 3)))
@@ -110,11 +108,7 @@ class TestPhantomCase:
         best = []
         for image, label, _ in cases:
             scale = np.percentile(image, 99)
-            assert (
-                np.median(image[label == 1])
-                > np.median(image[label == 2])
-                > np.median(image[image > 0.2 * scale])
-            )
+            assert np.median(image[label == 1]) > np.median(image[label == 2]) > np.median(image[image > 0.2 * scale])
             thresholds = np.linspace(0.1, 1.2, 45) * scale
             best.append(max(_dice(image > threshold, label > 0) for threshold in thresholds))
         assert max(best) < 0.7
@@ -150,18 +144,14 @@ class TestMakePhantomDataset:
             label_file = nib.load(dataset / f"labels{section}" / f"phantom_{index:03d}.nii.gz")
             image, label, affine = phantom_case(7, index)
             np.testing.assert_array_equal(np.asarray(label_file.dataobj), label)
-            np.testing.assert_allclose(
-                np.asarray(image_file.dataobj), image, atol=0.5 if index % 2 == 0 else 0
-            )
+            np.testing.assert_allclose(np.asarray(image_file.dataobj), image, atol=0.5 if index % 2 == 0 else 0)
             for file in (image_file, label_file):
                 qform, qcode = file.get_qform(coded=True)
                 sform, scode = file.get_sform(coded=True)
                 assert qcode == scode == 1
                 np.testing.assert_allclose(sform, affine, atol=1e-4)
                 np.testing.assert_allclose(qform, sform, atol=1e-4)
-                np.testing.assert_allclose(
-                    file.header.get_zooms(), nib.affines.voxel_sizes(affine), rtol=1e-5
-                )
+                np.testing.assert_allclose(file.header.get_zooms(), nib.affines.voxel_sizes(affine), rtol=1e-5)
                 assert file.header.get_xyzt_units()[0] == "mm"
 
     def test_both_integer_and_float_images_occur(self, dataset):

@@ -13,9 +13,7 @@ from segscse.evaluation.statistics import compare, load_table, mean_interval, pa
 
 
 def _table(values, label=1, name="liver"):
-    return pd.DataFrame(
-        {"case": [f"c{i}" for i in range(len(values))], "label": label, "name": name, "dice": values}
-    )
+    return pd.DataFrame({"case": [f"c{i}" for i in range(len(values))], "label": label, "name": name, "dice": values})
 
 
 def test_public_name():

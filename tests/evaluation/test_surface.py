@@ -99,9 +99,9 @@ def test_c10a_shifted_and_nested_balls():
     def ball(radius, centre):
         return ((grid - centre) ** 2).sum(-1) <= radius**2
 
-    assert surface_distances(
-        ball(20, (20, 20, 20)), ball(20, (19, 19, 19)), (1, 1, 1)
-    ).hd_mm == pytest.approx(math.sqrt(3))
+    assert surface_distances(ball(20, (20, 20, 20)), ball(20, (19, 19, 19)), (1, 1, 1)).hd_mm == pytest.approx(
+        math.sqrt(3)
+    )
     nested = surface_distances(ball(20, (20, 33, 22)), ball(40, (20, 33, 22)), (1, 1, 1))
     assert nested.hd_mm == pytest.approx(20.22375, abs=1e-5)
     assert nested.hd95_mm == pytest.approx(20.09975, abs=1e-5)
@@ -176,9 +176,7 @@ def test_symmetry_permutation_scale_and_padding():
     value = hd95_mm(a, b, spacing)
     assert hd95_mm(b, a, spacing) == value
     order = (2, 0, 1)
-    assert hd95_mm(a.transpose(order), b.transpose(order), [spacing[i] for i in order]) == pytest.approx(
-        value
-    )
+    assert hd95_mm(a.transpose(order), b.transpose(order), [spacing[i] for i in order]) == pytest.approx(value)
     assert hd95_mm(a, b, [3 * step for step in spacing]) == pytest.approx(3 * value)
     assert hd95_mm(np.pad(a, 4), np.pad(b, 4), spacing) == pytest.approx(value)
     assert hd95_mm(a[:, ::-1], b[:, ::-1], spacing) == pytest.approx(value)

@@ -1,0 +1,328 @@
+"""The command line: one function a verb, parsed from its signature; heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import cyclopts
+from cyclopts import App, Parameter
+from cyclopts.config import Dict
+
+from segscse import __version__
+from segscse.config import ExperimentConfig, FlatConfig, load_config, one_line, read_yaml
+from segscse.errors import InputError, Interrupted, SegscseError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from segscse.data.prepare import Progress
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Labels = Annotated[Path | None, Parameter(name="--labels")]
+Configs = Annotated[list[Path] | None, Parameter(name="--config", negative="")]
+
+app = App(
+    name="segscse",
+    help="Medical image segmentation with attention U-Nets: check, plan, train, predict, evaluate.",
+    version=__version__,
+)
+
+
+def main() -> None:
+    """Run the command line and exit with its code: 0, 1 (our defect), 2 (bad input), 130 or 143 (stopped)."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; errors become one line on standard error.
+
+    `--debug` anywhere shows the traceback instead.
+    """
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (SegscseError, cyclopts.CycloptsError) as error:
+        if debug:
+            raise
+        sys.stderr.write(f"segscse: {one_line(error)}\n")
+        return 128 + error.signum if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("segscse: stopped\n")
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"segscse: internal error: {type(error).__name__}: {one_line(error)} (see --debug)\n")
+        return 1
+    return int(code or 0)
+
+
+@app.command
+def check(dataset: Path, *, labels: Labels = None, json: Path | None = None) -> int:
+    """List every problem of a data set at once.
+
+    Args:
+        dataset: Folder in the MSD or nnU-Net layout, CSV (case,image[,image2...],label[,subject]), folder with
+            images/ and labels/, or folder of images together with --labels.
+        labels: Folder of label maps that pair with the images by name.
+        json: Also write the findings to this file.
+    """
+    from segscse.data.examine import examine_dataset, report_of
+    from segscse.data.index import open_dataset
+    from segscse.files import write_json
+
+    console = _console()
+    index = open_dataset(dataset, labels)
+    with _bar(console, "reading") as progress:
+        _, findings = examine_dataset(index, progress=progress)
+    report = report_of(findings, index)
+    if json is not None:
+        write_json(json, report)
+    if findings:
+        _console(stderr=False).print(_findings_table(findings))
+    _say(
+        f"{len(index.cases)} cases ({index.layout} layout): {report['n_errors']} errors, "
+        f"{report['n_warnings']} warnings"
+    )
+    return 2 if report["n_errors"] else 0
+
+
+@app.command
+def plan(
+    dataset: Path,
+    *,
+    out: Path = Path("plan.json"),
+    labels: Labels = None,
+    config: Configs = None,
+    experiment: FlatConfig = ExperimentConfig(),  # noqa: B008, frozen
+) -> None:
+    """Show and save what a data set implies: spacing, patch, strides, normalisation, labels.
+
+    Args:
+        dataset: As for `segscse check`.
+        out: Where to write the plan.
+        labels: Folder of label maps that pair with the images by name.
+        config: YAML files of settings, merged in order; flags win over them.
+        experiment: Settings of the experiment.
+    """
+    from segscse.data.plan import save_plan
+    from segscse.data.prepare import plan_dataset
+
+    with _bar(_console(), "reading") as progress:
+        planned = plan_dataset(dataset, experiment, labels=labels, progress=progress)
+    save_plan(out, planned.plan)
+    found = planned.plan
+    _say(f"{len(planned.index.cases)} cases, channels {', '.join(found.channels)}, {len(found.labels) - 1} labels")
+    _say(f"{found.spatial_dims}D, spacing {found.spacing_mm} mm, patch {found.patch_size}, batch {found.batch_size}")
+    for reason in found.reasons:
+        _say(f"  {reason}")
+    _say(f"plan: {out}")
+
+
+@app.command
+def train(
+    dataset: Path,
+    *,
+    out: Path | None = None,
+    fold: str = "0",
+    budget: str | None = None,
+    resume: bool = False,
+    labels: Labels = None,
+    config: Configs = None,
+    experiment: FlatConfig = ExperimentConfig(),  # noqa: B008, frozen
+) -> None:
+    """Train one fold, then segment and score its validation cases on their own grids.
+
+    Args:
+        dataset: As for `segscse check`.
+        out: Run folder. Default: runs/<data set>_<2d|3d>_fold<fold>.
+        fold: Number of the cross-validation fold, or `all` to train on every case.
+        budget: Time for training, such as 90s, 20m or 2h; short for --train.budget.
+        resume: Continue the run in --out.
+        labels: Folder of label maps that pair with the images by name.
+        config: YAML files of settings, merged in order; flags win over them.
+        experiment: Settings of the experiment.
+    """
+    from segscse.api import validate_run
+    from segscse.training.run import train_run
+
+    if budget is not None:
+        experiment = replace(experiment, train=replace(experiment.train, budget=budget, max_steps=None))
+    name = dataset.resolve().name.removesuffix(".csv")
+    folder = out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_fold{fold}"
+    run_ = train_run(dataset, folder, experiment, labels=labels, fold=_fold(fold), resume=resume, console=_console())
+    _say(f"trained {run_.steps} steps: {run_.folder}")
+    if run_.split.validation:
+        with _bar(_console(), "validating") as progress:
+            summary = validate_run(run_, device=experiment.train.device, progress=progress)
+        _say_scores(summary, run_.folder / "validation")
+
+
+@app.command
+def predict(
+    model: Path,
+    inputs: Annotated[list[Path], Parameter(name="INPUT", negative="")],
+    /,
+    *,
+    out: Path,
+    tta: bool = False,
+    probabilities: bool = False,
+    device: Device = "auto",
+) -> int:
+    """Segment scans; label maps come back on each scan's own grid.
+
+    Args:
+        model: Run folder or model folder.
+        inputs: Images, or folders of images.
+        out: Folder for the label maps, <case>.nii.gz.
+        tta: Average over mirrored inputs: better by a little, up to 8 times slower.
+        probabilities: Also write <case>_probabilities.nii.gz, (X, Y, Z, label) float32.
+        device: Where to run.
+    """
+    from segscse.inference.predictor import load, predict_files
+
+    predictor = load(model, device=device, mirror=tta)
+    with _bar(_console(), "predicting") as progress:
+        written, failures = predict_files(predictor, inputs, out, probabilities=probabilities, progress=progress)
+    for failure in failures:
+        sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
+    _say(f"{len(written)} label maps in {out}" + (f", {len(failures)} cases failed" if failures else ""))
+    return 2 if failures else 0
+
+
+@app.command
+def evaluate(
+    *,
+    pred: Path,
+    ref: Path,
+    out: Path,
+    images: Path | None = None,
+    missing: Literal["error", "empty"] = "error",
+) -> None:
+    """Score label maps against references: cases.csv, summary.json and report.html.
+
+    Args:
+        pred: Folder of predictions.
+        ref: Folder of references; files pair by name.
+        out: Folder for the results.
+        images: Folder of images to show under the report's overlays.
+        missing: What to do about references without a prediction: refuse, or score an empty one.
+    """
+    from segscse.evaluation.scores import evaluate_folders, summarise
+
+    table = evaluate_folders(pred, ref, out, images, missing)
+    _say_scores(summarise(table), out)
+
+
+@app.command
+def compare(a: Path, b: Path, /) -> None:
+    """Compare two evaluations case by case: paired difference, interval, Wilcoxon test.
+
+    Args:
+        a: Evaluation folder or cases.csv of the baseline.
+        b: The same of the contender.
+    """
+    from segscse.evaluation.statistics import compare as compare_tables
+
+    _say(str(compare_tables(a, b)))
+
+
+@app.command
+def fetch(name: str, *, out: Path = Path("data")) -> None:
+    """Download a public data set of the Medical Segmentation Decathlon, with its checksum verified.
+
+    Args:
+        name: Such as hippocampus or spleen.
+        out: Folder that the data set's folder goes into.
+    """
+    from segscse.data.fetch import fetch as fetch_dataset
+
+    with _bar(_console(), "downloading") as progress:
+        folder = fetch_dataset(name, out, progress=lambda done, total: progress(done, total or 0))
+    _say(f"data set: {folder}")
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), budget: str = "100s", seed: int = 0) -> None:
+    """Make phantom scans, plan, train, predict and evaluate them, and say where the report lies.
+
+    Args:
+        out: Folder for everything.
+        budget: Time for training.
+        seed: Of the phantoms and of the training.
+    """
+    from segscse.demo import run_demo
+
+    with _bar(_console(), "predicting") as progress:
+        summary = run_demo(out, budget=budget, seed=seed, say=_say, console=_console(), progress=progress)
+    _say_scores(summary, out / "evaluation")
+
+
+def _read_config_files(app_: App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Fill settings from the files after `--config`; the last file and the flags win."""
+    given = next((argument for argument in arguments if "--config" in argument.names), None)
+    paths = [] if given is None else [Path(token.value) for token in given.tokens]
+    load_config(*paths)  # refuses what is no setting, naming the file
+    for path in reversed(paths):
+        Dict(read_yaml(path), source=str(path), use_commands_as_keys=False)(app_, commands, arguments)
+
+
+app.config = _read_config_files
+
+
+def _fold(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdigit():
+        raise InputError(f"--fold must be a number or 'all', got {text!r}")
+    return int(text)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _say_scores(summary: dict[str, Any], folder: Path) -> None:
+    for label in summary["labels"]:
+        mean = label["dice"]["mean"]
+        _say(f"  {label['name']}: Dice {'undefined' if mean is None else f'{mean:.4f}'}")
+    mean = summary["overall"]["mean_dice"]
+    _say(
+        f"mean foreground Dice {'undefined' if mean is None else f'{mean:.4f}'}, {summary['overall']['n_cases']} cases"
+    )
+    _say(f"report: {(folder / 'report.html').resolve()}")
+
+
+def _console(*, stderr: bool = True) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def _bar(console: Console, what: str) -> Iterator[Progress]:
+    """Show a bar with the time left on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None, visible=True)
+
+
+def _findings_table(findings: Any) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("level", "case", "file", "problem", "remedy")
+    for finding in findings:
+        cells = (finding.level, finding.case, finding.file, finding.problem, finding.remedy)
+        table.add_row(*(escape(cell) for cell in cells), style="red" if finding.level == "error" else "yellow")
+    return table
