@@ -11,7 +11,8 @@ from rich.console import Console
 from segscse.config import ExperimentConfig, load_config
 from segscse.data.plan import Plan
 from segscse.data.prepare import Progress, plan_dataset
-from segscse.evaluation.scores import evaluate_folders, summarise
+from segscse.evaluation.folders import evaluate_folders
+from segscse.evaluation.scores import summarise
 from segscse.inference.predictor import load
 from segscse.training.run import Run, train_run
 
@@ -72,10 +73,11 @@ def train(
 
 
 def _config(config: str | Path | ExperimentConfig | None, budget: str | None) -> ExperimentConfig:
-    overrides = {"train": {"budget": budget}} if budget is not None else None
-    if isinstance(config, ExperimentConfig):
-        return replace(config, train=replace(config.train, budget=budget)) if budget is not None else config
-    return load_config(*([config] if config is not None else []), overrides=overrides)
+    if not isinstance(config, ExperimentConfig):
+        config = load_config(*([config] if config is not None else []))
+    if budget is None:
+        return config
+    return replace(config, train=replace(config.train, budget=budget, max_steps=None))
 
 
 def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = None) -> dict[str, Any]:

@@ -214,7 +214,8 @@ def evaluate(
         images: Folder of images to show under the report's overlays.
         missing: What to do about references without a prediction: refuse, or score an empty one.
     """
-    from segscse.evaluation.scores import evaluate_folders, summarise
+    from segscse.evaluation.folders import evaluate_folders
+    from segscse.evaluation.scores import summarise
 
     table = evaluate_folders(pred, ref, out, images, missing)
     _say_scores(summarise(table), out)

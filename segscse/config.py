@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,10 +86,16 @@ class DataConfig:
         _require(self.max_patch_voxels >= 4096, "data.max_patch_voxels", self.max_patch_voxels, ">= 4096")
         _require(self.batch_size is None or self.batch_size >= 1, "data.batch_size", self.batch_size, ">= 1")
         _require(self.folds >= 2, "data.folds", self.folds, ">= 2")
+        _require(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "between 0 and 2**32 - 1")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "between 0 and 1")
         _require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, ">= 0")
         if self.spacing_mm is not None:
-            _require(min(self.spacing_mm) > 0, "data.spacing_mm", self.spacing_mm, "> 0 on every axis")
+            _require(
+                all(0 < mm < float("inf") for mm in self.spacing_mm),
+                "data.spacing_mm",
+                self.spacing_mm,
+                "> 0 on every axis",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,7 @@ class TrainConfig:
         parse_duration(self.budget, "train.budget")
         parse_duration(self.checkpoint_every, "train.checkpoint_every")
         _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, ">= 1")
+        _require(0 <= self.seed < 2**31, "train.seed", self.seed, "between 0 and 2**31 - 1")
         _require(self.validations >= 1, "train.validations", self.validations, ">= 1")
         _require(self.patience is None or self.patience >= 1, "train.patience", self.patience, ">= 1")
 
@@ -224,6 +231,8 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     sources = [(path, path) if isinstance(path, Mapping) else (read_yaml(path), path) for path in paths]
     if overrides:
         sources.append((overrides, overrides))
+    for values, origin in sources:
+        _require_sections(values, ExperimentConfig(), None if isinstance(origin, Mapping) else origin)
     readers = [
         Dict(dict(values), source="overrides" if isinstance(origin, Mapping) else str(origin))
         for values, origin in reversed(sources)
@@ -237,7 +246,10 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     try:
         return app([], exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
-        raise InputError(one_line(error), remedy="See configs/ for examples") from error
+        message, argument = one_line(error), getattr(error, "argument", None)
+        if argument is not None and message.startswith("Incorrect number"):  # all that this one says
+            message = f"{argument.name} from {', '.join({token.source for token in argument.tokens})}: {message}"
+        raise InputError(message, remedy="See configs/ for examples") from error
 
 
 def one_line(error: BaseException | str) -> str:
@@ -277,6 +289,17 @@ def to_builtin(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [to_builtin(item) for item in value]
     return value
+
+
+def _require_sections(values: Mapping[str, Any], section: Any, file: str | Path | None, name: str = "") -> None:
+    """Refuse a single value in place of a section, which cyclopts would pass over in silence."""
+    for key, value in values.items():
+        inner = getattr(section, str(key), None)
+        if not is_dataclass(inner):
+            continue
+        if not isinstance(value, Mapping):
+            raise InputError(f"{name}{key} must hold settings, got {value!r}", file=file, remedy="See configs/")
+        _require_sections(value, inner, file, f"{name}{key}.")
 
 
 def _require(good: bool, name: str, got: Any, allowed: str) -> None:

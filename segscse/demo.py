@@ -11,7 +11,8 @@ from rich.console import Console
 from segscse.config import load_config
 from segscse.data.phantom import make_phantom_dataset
 from segscse.data.prepare import Progress
-from segscse.evaluation.scores import evaluate_folders, summarise
+from segscse.evaluation.folders import evaluate_folders
+from segscse.evaluation.scores import summarise
 from segscse.inference.predictor import load, predict_files
 from segscse.training.run import train_run
 
@@ -20,15 +21,33 @@ SETTINGS = {"model": {"base_features": 8}, "data": {"max_patch_voxels": 50_000},
 
 
 def run_demo(
-    out: Path, *, budget: str, seed: int, say: Callable[[str], None], console: Console, progress: Progress
+    out: Path,
+    *,
+    budget: str,
+    seed: int,
+    say: Callable[[str], None],
+    console: Console,
+    progress: Progress,
+    cases: int = 20,
+    test_cases: int = 4,
 ) -> dict[str, Any]:
     """Make phantoms under `out`, train on some, segment and score the held-out ones; return the summary.
+
+    Args:
+        out: folder for everything.
+        budget: time for training.
+        seed: of the phantoms and of the training.
+        say: takes one line of news.
+        console: where training draws.
+        progress: called with the number of cases predicted and their total.
+        cases: number of phantoms to train and validate on.
+        test_cases: number of held-out phantoms.
 
     Raises:
         InputError: `out` cannot be used.
         Interrupted: a signal stopped the training.
     """
-    dataset = make_phantom_dataset(out / "phantoms", seed=seed)
+    dataset = make_phantom_dataset(out / "phantoms", cases=cases, test_cases=test_cases, seed=seed)
     say(f"phantom scans: {dataset}")
     config = load_config(SETTINGS, overrides={"train": {"budget": budget, "seed": seed}})
     run = train_run(dataset, out / "run", config, fold=0, console=console)

@@ -15,7 +15,11 @@ from segscse.data.sampling import PatchSampler
 
 
 class PatchStream(IterableDataset):
-    """Batches from step `start()` on, until `stop()`: one round of training between two validations."""
+    """Batches from step `start()` on, until `stop()`: one round of training between two validations.
+
+    Lightning fetches a batch ahead, so a round ends one step after `stop()` turned true. A round has at least one
+    batch: so a run that was interrupted between those two steps goes on as if it had not been.
+    """
 
     def __init__(self, sampler: PatchSampler, start: Callable[[], int], stop: Callable[[], bool]) -> None:
         super().__init__()
@@ -25,9 +29,11 @@ class PatchStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         step = self.start()
-        while not self.stop():
+        while True:
             yield {**self.sampler.batch(step), "step": step}
             step += 1
+            if self.stop():
+                return
 
 
 class VolumeDataset(Dataset):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segscse.data.geometry import canonical_grid, same_grid, spacing_of, to_canonical
+from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
 from segscse.data.index import Case, DatasetIndex
 from segscse.data.io import Volume, read_image, read_labels
 from segscse.errors import InputError
@@ -86,9 +86,8 @@ def examine_case(case: Case, index: DatasetIndex) -> tuple[CaseFacts | None, lis
     if index.channels and len(channels) != len(index.channels):
         problem = f"has {len(channels)} channels, the data set declares {len(index.channels)}"
         findings.append(Finding("error", case.id, str(case.images[0]), problem, "Correct dataset.json or the image"))
-    if not np.isfinite(channels).all():
-        problem = "intensities hold NaN or infinity"
-        findings.append(Finding("error", case.id, str(case.images[0]), problem, "Replace or mask those voxels"))
+    if unusable := intensity_problem(channels):
+        findings.append(Finding("error", case.id, str(case.images[0]), unusable, "Replace or mask those voxels"))
     if label is not None:
         findings += _label_findings(case, reference, label, index)
     if any(finding.level == "error" for finding in findings):
@@ -115,6 +114,13 @@ def read_channels(paths: Sequence[Path]) -> tuple[np.ndarray, Volume]:
     arrays = [volume.array if volume.array.ndim == 4 else volume.array[..., None] for volume in volumes]
     channels = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
     return np.moveaxis(channels, -1, 0), first
+
+
+def intensity_problem(channels: np.ndarray) -> str | None:
+    """Return why intensities cannot be worked with in 32 bits (not finite, too large), or None."""
+    with np.errstate(over="ignore"):
+        extremes = np.array([channels.min(), channels.max()]).astype(np.float32)  # NaN comes through both
+    return None if np.isfinite(extremes).all() else "intensities hold NaN or infinity, or exceed 32-bit floats"
 
 
 def _label_findings(case: Case, image: Volume, label: Volume, index: DatasetIndex) -> list[Finding]:
@@ -149,7 +155,9 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
     if label is not None:
         values, numbers = np.unique(label.array, return_counts=True)
         counts = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
-        foreground = np.flatnonzero(label.array.reshape(-1) > 0)
+        # The label map may be stored in another orientation than the image whose voxels it picks.
+        aligned = from_canonical(to_canonical(label.array, label.affine)[0], reference.affine)
+        foreground = np.flatnonzero(aligned.reshape(-1) > 0)
         chosen = foreground if foreground.size else chosen
     picks = np.linspace(0, len(chosen) - 1, min(FOREGROUND_SAMPLES, len(chosen))).astype(np.int64)
     samples = flat[:, chosen[picks]].astype(np.float64)

@@ -73,13 +73,13 @@ def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetI
     if not path.exists():
         raise InputError("no such data set", file=path, remedy="Check the path")
     if labels is not None:
-        index = _from_folders(path, Path(labels))
+        index = _from_folders(path, path, Path(labels))
     elif path.is_file():
         index = _from_csv(path)
     elif (path / "dataset.json").is_file():
         index = _from_json(path)
     else:
-        index = _from_folders(*_find_pair(path))
+        index = _from_folders(path, *_find_pair(path))
     if not index.cases:
         raise InputError("holds no labelled cases", file=path, remedy="See `segscse check --help` for the layouts")
     duplicates = [name for name, count in Counter(case.id for case in index.cases).items() if count > 1]
@@ -88,6 +88,13 @@ def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetI
             f"case ids occur more than once: {', '.join(duplicates[:5])}",
             file=path,
             remedy="Give each its own id",
+        )
+    unsafe = [case.id for case in index.cases if Path(case.id).name != case.id or case.id.startswith(".")]
+    if unsafe:
+        raise InputError(
+            f"case ids become file names, got {unsafe[0]!r}",
+            file=path,
+            remedy="Use ids without slashes and leading dots",
         )
     return index
 
@@ -99,20 +106,19 @@ def _from_json(root: Path) -> DatasetIndex:
         raise InputError("has no 'labels'", file=file, remedy="Describe the labels as MSD or nnU-Net do")
     labels = _declared_labels(description["labels"], file)
     if "training" in description:
-        channels = tuple(str(name) for _, name in sorted(_mapping(description, "modality", file).items()))
+        channels = _channel_names(description, "modality", file)
         cases, problems = _msd_cases(root, description["training"], file)
         return DatasetIndex(root, "msd", cases, labels, channels, problems)
-    names = _mapping(description, "channel_names", file)
-    channels = tuple(str(names[key]) for key in sorted(names, key=int))
+    channels = _channel_names(description, "channel_names", file)
     cases, problems = _nnunet_cases(root, len(channels))
     return DatasetIndex(root, "nnunet", cases, labels, channels, problems)
 
 
-def _mapping(description: dict[str, Any], key: str, file: Path) -> dict[str, Any]:
-    value = description.get(key, {})
-    if not isinstance(value, dict):
-        raise InputError(f"{key!r} must map numbers to names, got {value!r}", file=file, remedy="Correct it")
-    return value
+def _channel_names(description: dict[str, Any], key: str, file: Path) -> tuple[str, ...]:
+    names = description.get(key, {})
+    if not isinstance(names, dict) or not all(str(number).isdecimal() for number in names):
+        raise InputError(f"{key!r} must map numbers to names, got {names!r}", file=file, remedy="Correct it")
+    return tuple(str(names[number]) for number in sorted(names, key=int))
 
 
 def _declared_labels(labels: Any, file: Path) -> dict[int, str]:
@@ -199,6 +205,8 @@ def _from_csv(path: Path) -> DatasetIndex:
         )
     cases, problems = [], []
     for line, row in enumerate(rows, start=2):
+        if None in row:
+            raise InputError(f"line {line} has more fields than the header", file=path, remedy="Quote commas in names")
         if not row["case"] or any(not row[name] for name in (*image_columns, "label")):
             raise InputError(f"line {line} has an empty field", file=path, remedy="Fill or remove the line")
         files = [path.parent / row[name] for name in (*image_columns, "label")]
@@ -219,7 +227,7 @@ def _find_pair(root: Path) -> tuple[Path, Path]:
     )
 
 
-def _from_folders(images_folder: Path, labels_folder: Path) -> DatasetIndex:
+def _from_folders(root: Path, images_folder: Path, labels_folder: Path) -> DatasetIndex:
     images = list_images(images_folder)
     labels = list_images(labels_folder)
     plain = {LABEL_SUFFIX.sub("", stem): path for stem, path in labels.items()}
@@ -235,14 +243,13 @@ def _from_folders(images_folder: Path, labels_folder: Path) -> DatasetIndex:
     for stem, path in labels.items():
         if path not in used:
             problems.append((stem, str(path), f"has no image of that name in {images_folder}"))
-    return DatasetIndex(images_folder, "folders", tuple(cases), {}, (), tuple(problems))
+    return DatasetIndex(root, "folders", tuple(cases), {}, (), tuple(problems))
 
 
 def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]:
     """Return the cases to predict, name to channel files, from image files and folders.
 
-    In a folder, files that end in `_0000`, `_0001`, ... are channels of one case when the model has several
-    channels or every file is so named.
+    In a folder whose files all end in four digits, `_0000` among them, these number the channels of a case.
 
     Raises:
         InputError: nothing found, or a case without all its channels.
@@ -265,16 +272,18 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
 def _folder_inputs(folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
     images = list_images(folder)
     numbered = {stem: re.fullmatch(r"(.+)_(\d{4})", stem) for stem in images}
-    if not images or not all(numbered.values()):
-        return {stem: (path,) for stem, path in images.items()}
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, dict[int, Path]] = {}
     for stem, match in numbered.items():
-        groups.setdefault(match.group(1) if match else stem, []).append(images[stem])
+        if match is None:
+            return {stem: (path,) for stem, path in images.items()}
+        groups.setdefault(match[1], {})[int(match[2])] = images[stem]
+    if not any(0 in files for files in groups.values()):  # a case number, not a channel's
+        return {stem: (path,) for stem, path in images.items()}
     for name, files in groups.items():
-        if len(files) not in (1, channels):
+        if list(files) not in ([0], list(range(channels))):
             raise InputError(
-                f"case {name!r} has {len(files)} channel files, the model takes {channels}",
+                f"case {name!r} has the channel files {list(files)}, the model takes {list(range(channels))}",
                 file=folder,
-                remedy="Add the missing channel",
+                remedy="Add the missing channel or remove the others",
             )
-    return {name: tuple(files) for name, files in groups.items()}
+    return {name: tuple(files.values()) for name, files in groups.items()}

@@ -12,6 +12,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
 
 from segscse.data.geometry import affine_problem, same_grid
@@ -134,7 +135,11 @@ def read_labels(path: str | Path) -> Volume:
                 remedy="Was it resampled with interpolation? Use nearest neighbour",
             )
         array = rounded
-    return Volume(as_labels(array), volume.affine, volume.header, volume.path, volume.notes)
+    try:
+        array = as_labels(array)
+    except InputError as error:
+        raise InputError(error.problem, file=path, remedy=error.remedy) from error
+    return Volume(array, volume.affine, volume.header, volume.path, volume.notes)
 
 
 def as_labels(array: np.ndarray) -> np.ndarray:
@@ -143,8 +148,10 @@ def as_labels(array: np.ndarray) -> np.ndarray:
     kinds: tuple[Any, ...] = (np.uint8, np.uint16, np.uint32, np.uint64)
     if low < 0:
         kinds = (np.int8, np.int16, np.int32, np.int64)
-    dtype = next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
-    return array.astype(dtype)
+    for kind in kinds:
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            return array.astype(kind)
+    raise InputError(f"label values between {low:g} and {high:g} fit no integer type", remedy="Correct the label map")
 
 
 def write_image(path: str | Path, array: np.ndarray, like: Volume) -> None:
@@ -197,6 +204,8 @@ def _read_nibabel(path: Path, suffix: str) -> tuple[np.ndarray, np.ndarray, nib.
         EOFError,
         TypeError,
         OverflowError,
+        KeyError,  # an unknown data type in MGH
+        MGHError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
@@ -278,7 +287,8 @@ def _check_forms(image: Any, path: Path) -> tuple[str, ...]:
     if not q_code and not s_code:
         return ("neither qform nor sform is set, so the orientation is a guess",)
     both = q_code and s_code and affine_problem(sform) is None
-    if both and (difference := same_grid(image.shape, qform, image.shape, sform)):
+    shape = (*image.shape, 1, 1)[:3]  # of a single slice, too
+    if both and (difference := same_grid(shape, qform, shape, sform)):
         raise InputError(
             f"qform and sform disagree ({difference})",
             file=path,

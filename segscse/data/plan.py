@@ -22,6 +22,11 @@ MAX_STAGES = 6
 MAX_SLICE_EDGE = 512
 STEP_VOXELS = 180_000
 AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")
+SIDES = (
+    frozenset({"left", "right", "lh", "rh"}),
+    frozenset({"anterior", "posterior", "ventral", "dorsal"}),
+    frozenset({"superior", "inferior", "upper", "lower", "cranial", "caudal"}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +214,9 @@ def plan_topology(
         strides, kernels = _pooling(patch, np.array(spacing_mm, float))
         factor = np.prod(strides, axis=0)
         rounded = np.maximum(1, np.ceil(patch / factor)).astype(int) * factor
-        if rounded.prod() > max_voxels * 1.25:
-            rounded = np.maximum(1, np.rint(patch / factor)).astype(int) * factor
+        for less in (np.rint, np.floor):
+            if rounded.prod() > max_voxels * 1.25:
+                rounded = np.maximum(1, less(patch / factor)).astype(int) * factor
         if (rounded == patch).all():
             break
         patch = rounded
@@ -269,11 +275,19 @@ def _looks_like_ct(channel: ChannelStats) -> bool:
 
 
 def _mirror_axes(labels: Mapping[int, str], axes: Sequence[int], reasons: list[str]) -> tuple[int, ...]:
-    """Mirror along every axis, but not right-left where labels tell the sides apart."""
-    sided = [name for name in labels.values() if re.search(r"(^|[^a-z])(left|right)([^a-z]|$)", name.lower())]
-    if sided:
-        reasons.append(f"no mirroring across right-left: labels such as {sided[0]!r} name a side")
-    return tuple(axis for axis in axes if axis != 0 or not sided)
+    """Mirror along every axis, except where the labels' names tell its two directions apart.
+
+    nnU-Net mirrors along all axes; a network then has to learn from shape alone which end is, say, anterior.
+    """
+    mirrored = []
+    for axis in axes:
+        words = SIDES[axis]
+        sided = next((name for name in labels.values() if words & set(re.findall("[a-z]+", name.lower()))), None)
+        if sided is None:
+            mirrored.append(axis)
+        else:
+            reasons.append(f"no mirroring along {AXIS_NAMES[axis]}: the label {sided!r} names a side")
+    return tuple(mirrored)
 
 
 def _tuples(value: Any) -> Any:

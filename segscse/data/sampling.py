@@ -73,7 +73,7 @@ def cut_padded(volume: torch.Tensor, corner: Sequence[int], size: Sequence[int])
     """Return `volume[:, corner : corner + size]` of a `(C, *S)` tensor, zero where it leaves the volume."""
     source, target = [slice(None)], [slice(None)]
     for low, length, extent in zip(corner, size, volume.shape[1:], strict=True):
-        source.append(slice(max(low, 0), max(min(low + length, extent), 0)))
+        source.append(slice(min(max(low, 0), extent), max(min(low + length, extent), 0)))
         target.append(slice(source[-1].start - low, source[-1].stop - low))
     if all(s.stop - s.start == length for s, length in zip(source[1:], size, strict=True)):
         return volume[tuple(source)]

@@ -18,10 +18,9 @@ from monai.transforms import (
     MapTransform,
     Orientationd,
     Spacingd,
-    Transform,
 )
 
-from segscse.data.examine import read_channels
+from segscse.data.examine import intensity_problem, read_channels
 from segscse.data.geometry import affine_problem
 from segscse.data.io import Volume, read_labels
 from segscse.data.plan import Normalisation, Plan
@@ -49,54 +48,51 @@ class Prepared:
     source: Volume
 
 
-class VolumeReader(ImageReader):
-    """MONAI's reader interface over `segscse.data.io`, so that `LoadImaged` refuses what segscse refuses.
+class ChannelReader(ImageReader):
+    """Reads a case's channel files for MONAI's `LoadImaged`, by `segscse.data.io`, which refuses damaged ones.
+
+    Handed over at the call, not at construction: there `LoadImaged` would try its other readers on a file that
+    this one refuses.
+
+    Args:
+        plan: the channels that a case must have.
 
     Attributes:
-        source: the volume behind the last image read; its grid and header are the way back.
+        source: the first file's volume, once read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
         self.source: Volume | None = None
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return True: unknown suffixes are refused, with a reason, on reading."""
+        """Return True: what cannot be read is refused, with a reason, on reading."""
         return True
 
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """Read channel files `[path, ...]` as one image, or a single path as a label map."""
-        if isinstance(data, (list, tuple)):
-            channels, self.source = read_channels([Path(str(item)) for item in data])
-            return channels, self.source
-        volume = read_labels(Path(str(data)))
-        return volume.array[None], volume
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, Volume]:
+        """Return `(C, X, Y, Z)` intensities and the first file's volume."""
+        channels, self.source = read_channels([Path(str(path)) for path in cast(Sequence[PathLike], data)])
+        return check_channels(channels, self.source, self.plan), self.source
 
-    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return `(C, X, Y, Z)` float32 and the metadata that MONAI's transforms read."""
+    def get_data(self, img: tuple[np.ndarray, Volume]) -> tuple[np.ndarray, dict[str, Any]]:
+        """Return the array and the metadata that MONAI's transforms go by."""
         array, volume = img
-        if not np.isfinite(array).all():
-            raise InputError("intensities hold NaN or infinity", file=volume.path, remedy="Replace those voxels")
-        return np.ascontiguousarray(array, np.float32), {
+        return np.array(array, np.float32, order="C"), {
             "affine": volume.affine,
             "original_affine": volume.affine,
-            "spatial_shape": array.shape[1:],
+            "spatial_shape": np.array(array.shape[1:]),
             "original_channel_dim": 0,
             "space": "RAS",
         }
 
 
-class _ArrayReader(VolumeReader):
-    """Hands an image that is in memory to the transforms that files go through."""
+class LabelReader(ChannelReader):
+    """Reads a label map as `(1, X, Y, Z)` numbers of output channels."""
 
-    def __init__(self, volume: Volume) -> None:
-        super().__init__()
-        self.source = volume
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """Return the image in memory, whatever name is asked for."""
-        assert self.source is not None  # set above
-        array = self.source.array if self.source.array.ndim == 4 else self.source.array[..., None]
-        return np.moveaxis(array, -1, 0), self.source
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, Volume]:
+        """Return the channel numbers and the label map's volume."""
+        volume = read_labels(Path(str(cast(Sequence[PathLike], data)[0])))
+        return label_channels(volume, self.plan.label_ids)[None], volume
 
 
 class Normalised(MapTransform):
@@ -110,30 +106,8 @@ class Normalised(MapTransform):
         """Return `data` with the images normalised."""
         out = dict(data)
         for key in self.key_iterator(out):
-            if len(out[key]) != len(self.schemes):
-                raise InputError(
-                    f"the image has {len(out[key])} channels, the plan has {len(self.schemes)}",
-                    remedy="Give all channels of the case, in the plan's order",
-                )
             for number, scheme in enumerate(self.schemes):
                 out[key][number] = normalise(out[key][number], scheme)
-        return out
-
-
-class LabelsToChannels(MapTransform):
-    """Replace label ids, which may have gaps, by the numbers of the network's output channels."""
-
-    def __init__(self, keys: Sequence[str], ids: Sequence[int]) -> None:
-        super().__init__(keys)
-        self.ids = torch.tensor(sorted(ids), dtype=torch.float32)
-        self.channels = torch.tensor(np.argsort(ids))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with `(1, X, Y, Z)` labels as channel numbers."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            position = torch.searchsorted(self.ids, out[key].as_tensor().contiguous())
-            out[key].set_array(self.channels[position].float())
         return out
 
 
@@ -146,22 +120,20 @@ def normalise(channel: torch.Tensor, scheme: Normalisation) -> torch.Tensor:
     return ((channel - mean) / std.clamp(min=1e-8)).to(channel.dtype)
 
 
-def preprocessing(plan: Plan, reader: ImageReader, *, with_label: bool) -> Compose:
-    """Return the transforms that make `{"image": [paths], "label": path}` ready for the network."""
+def preprocessing(plan: Plan, *, with_label: bool) -> Compose:
+    """Return the transforms that make a loaded `{"image", "label"}` ready for the network."""
     keys = ["image", "label"] if with_label else ["image"]
     modes = ["bilinear", "nearest"][: len(keys)]
     # MONAI keeps an axis's own spacing where the target is not positive: slices are not mixed in 2D.
     target = [-1.0 if axis == plan.slice_axis else size for axis, size in enumerate(plan.spacing_mm)]
-    steps: list[Transform] = [
-        LoadImaged(keys, reader=cast(Any, reader), image_only=True, ensure_channel_first=True),
-        Orientationd(keys, axcodes="RAS", labels=CANONICAL),
-        CropForegroundd(keys, source_key="image", select_fn=_above_minimum, margin=1, allow_smaller=True),
-        Spacingd(keys, pixdim=target, mode=modes, padding_mode="border", dtype=np.float32),
-        Normalised(["image"], plan.normalisation),
-    ]
-    if with_label:
-        steps.append(LabelsToChannels(["label"], plan.label_ids))
-    return Compose(steps)
+    return Compose(
+        [
+            Orientationd(keys, axcodes="RAS", labels=CANONICAL),
+            CropForegroundd(keys, source_key="image", select_fn=_above_minimum, margin=1, allow_smaller=True),
+            Spacingd(keys, pixdim=target, mode=modes, padding_mode="border", dtype=np.float32),
+            Normalised(["image"], plan.normalisation),
+        ]
+    )
 
 
 def preprocess(images: Sequence[Path], label: Path | None, plan: Plan) -> Prepared:
@@ -170,14 +142,16 @@ def preprocess(images: Sequence[Path], label: Path | None, plan: Plan) -> Prepar
     Raises:
         InputError: a file cannot be used.
     """
-    files: dict[str, Any] = {"image": list(images)}
+    reader = ChannelReader(plan)
+    data = {"image": _load([str(path) for path in images], reader)}
     if label is not None:
-        files["label"] = label
-    return _run(files, VolumeReader(), plan)
+        data["label"] = _load(str(label), LabelReader(plan))
+    assert reader.source is not None  # it has read the image
+    return _run(data, reader.source, plan)
 
 
 def preprocess_array(array: np.ndarray, affine: np.ndarray, plan: Plan) -> Prepared:
-    """Bring an image in memory to the plan's grid and intensities.
+    """Bring an image in memory to the plan's grid and intensities; `array` is left as it is.
 
     Args:
         array: `(X, Y, Z)` or `(X, Y, Z, C)`.
@@ -191,35 +165,64 @@ def preprocess_array(array: np.ndarray, affine: np.ndarray, plan: Plan) -> Prepa
         raise InputError(f"an image must be (X, Y, Z) or (X, Y, Z, C), got shape {array.shape}")
     if affine.shape != (4, 4) or affine_problem(affine):
         raise InputError(f"the affine cannot be used: {affine_problem(affine) or affine.shape}")
-    return _run({"image": ["array"]}, _ArrayReader(Volume(array, affine)), plan)
+    channels = np.moveaxis(array if array.ndim == 4 else array[..., None], -1, 0)
+    source = Volume(array, affine)
+    # A copy, so that no transform writes into the caller's array.
+    copied = np.array(check_channels(channels, source, plan), np.float32, order="C")
+    return _run({"image": MetaTensor(torch.from_numpy(copied), affine=torch.tensor(affine))}, source, plan)
 
 
-def _run(files: Mapping[str, Any], reader: VolumeReader, plan: Plan) -> Prepared:
+def check_channels(channels: np.ndarray, source: Volume, plan: Plan) -> np.ndarray:
+    """Return `(C, X, Y, Z)` channels that the plan's network can take.
+
+    Raises:
+        InputError: their number is another, or their intensities are not finite in 32 bits.
+    """
+    if len(channels) != len(plan.normalisation):
+        raise InputError(
+            f"the image has {len(channels)} channels, the plan has {len(plan.normalisation)}",
+            file=source.path,
+            remedy="Give all channels of the case, in the plan's order",
+        )
+    if problem := intensity_problem(channels):
+        raise InputError(problem, file=source.path, remedy="Replace those voxels")
+    return channels
+
+
+def _load(files: str | list[str], reader: ImageReader) -> MetaTensor:
+    loader = LoadImaged(["file"], image_only=True, ensure_channel_first=True, expanduser=False)
+    return cast(MetaTensor, loader({"file": files}, reader)["file"])
+
+
+def _run(data: dict[str, MetaTensor], source: Volume, plan: Plan) -> Prepared:
+    labelled = "label" in data
     with torch.no_grad():
-        out = run_transforms(preprocessing(plan, reader, with_label="label" in files), files)
-    image: MetaTensor = out["image"]
-    channels = out["label"].as_tensor()[0].to(_label_dtype(len(plan.labels))) if "label" in files else None
-    if reader.source is None:
-        raise ValueError("the transforms read no image")
+        out = cast(dict[str, MetaTensor], preprocessing(plan, with_label=labelled)(data))
+    image = out["image"]
     return Prepared(
         image=image.as_tensor().contiguous(),
-        label=channels,
+        label=out["label"].as_tensor()[0].to(_label_dtype(len(plan.labels))) if labelled else None,
         affine=np.asarray(image.affine, np.float64),
-        source=reader.source,
+        source=source,
     )
 
 
-def run_transforms(transforms: Compose, files: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply MONAI transforms; an InputError inside them comes out as itself, not wrapped."""
-    try:
-        return transforms(files)
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise cause from None
+def label_channels(label: Volume, ids: Sequence[int]) -> np.ndarray:
+    """Return the number of the output channel of every voxel; `ids`, one per channel, may have gaps.
+
+    Raises:
+        InputError: the label map holds an id that is not among `ids`.
+    """
+    order = np.argsort(ids)
+    known = np.asarray(ids)[order]
+    values, inverse = np.unique(label.array, return_inverse=True)
+    if not (found := np.isin(values, known)).all():
+        raise InputError(
+            f"holds label ids {[int(value) for value in values[~found]][:10]}, the plan has {sorted(ids)}",
+            file=label.path,
+            remedy="Correct the label map or plan again",
+        )
+    return order[np.searchsorted(known, values)][inverse].reshape(label.array.shape)
 
 
 def _label_dtype(n_labels: int) -> torch.dtype:

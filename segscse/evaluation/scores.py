@@ -1,4 +1,4 @@
-"""Scores of segmentations against references: a row per case and label, summary, evaluation of folders."""
+"""Scores of segmentations against references: a row per case and label, and their summary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from segscse.errors import InputError
 from segscse.evaluation.cases import (
     CasePair,
     Missing,
-    cases_of,
     check_labels,
     label_names,
     load_pair,
@@ -34,7 +32,6 @@ from segscse.evaluation.overlap import (
 )
 from segscse.evaluation.statistics import mean_interval
 from segscse.evaluation.surface import hd95_mm
-from segscse.files import write_json, write_text
 
 CONVENTION_VERSION = 1
 CONVENTION = (
@@ -114,45 +111,6 @@ def score_case(
         distance_mm = hd95_mm(masks[0], masks[1], spread_mm) if masks else math.nan
         rows[label] = _row(counts[label], distance_mm, ref.shape, spacing_mm)
     return rows
-
-
-def evaluate_folders(
-    pred_dir: str | Path | Mapping[str, Path],
-    ref_dir: str | Path | Mapping[str, Path],
-    out_dir: str | Path,
-    images_dir: str | Path | Mapping[str, Path] | None = None,
-    missing: Missing = "error",
-    names: Mapping[Any, str] | None = None,
-    labels: Sequence[int] | None = None,
-) -> pd.DataFrame:
-    """Score a folder of predictions and write `cases.csv`, `summary.json` and `report.html` to `out_dir`.
-
-    Args:
-        pred_dir: a folder of predictions, named as the references, or a mapping from case to file.
-        ref_dir: references, likewise.
-        out_dir: where the three files go; made when absent.
-        images_dir: images to show under the overlays of the report, likewise (`_0000` may follow the name).
-        missing: as in `evaluate`.
-        names: as in `evaluate`.
-        labels: as in `evaluate`.
-
-    Raises:
-        InputError: as `evaluate`; nothing is written then, because a mean over part of the cases misleads.
-    """
-    from segscse.evaluation.report import render_report  # matplotlib and jinja2 only when there is a report
-
-    for folder in (pred_dir, ref_dir):
-        if not isinstance(folder, Mapping) and not Path(folder).is_dir():
-            raise InputError("is not a folder", file=folder, remedy="Check the path")
-    images = {} if images_dir is None else cases_of(images_dir)
-    table = evaluate(pred_dir, ref_dir, labels, names=names, missing=missing)
-    summary = summarise(table)
-    report = render_report(table, summary=summary, pairs=pair_cases(pred_dir, ref_dir, missing), images=images)
-    out = Path(out_dir)
-    write_text(out / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_json(out / "summary.json", summary)
-    write_text(out / "report.html", report)
-    return table
 
 
 def summarise(table: pd.DataFrame) -> dict[str, Any]:

@@ -92,4 +92,6 @@ def load_model(path: str | Path) -> ModelFolder:
             f"cannot be read ({error})", file=weights_file, remedy="Copy the model folder again"
         ) from error
     plan = Plan.from_json(description["plan"], folder / "model.json")
+    if not all(isinstance(description[name], Mapping) for name in ("network", "provenance")):
+        raise InputError("is no segscse model", file=folder / "model.json", remedy="Train or export it again")
     return ModelFolder(plan, dict(description["network"]), dict(description["provenance"]), weights)

@@ -134,10 +134,12 @@ def load(path: str | Path, *, device: str = "auto", mirror: bool = False) -> Pre
         InputError: no model there, or its weights do not fit its description.
     """
     model = load_model(path)
-    network = build_unet(model.network)
     try:
+        network = build_unet(model.network)
         network.load_state_dict(model.weights)
-    except RuntimeError as error:
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"weights and description do not fit ({str(error).splitlines()[0]})",
             file=path,

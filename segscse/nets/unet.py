@@ -61,6 +61,7 @@ class UNet(nn.Module):
             raise choose("block", block, BLOCKS)
         gates = _attention_by_position(attention)
         self.spatial_dims = spatial_dims
+        self.in_channels = in_channels
         self.deep_supervision = deep_supervision
         self.divisor = tuple(torch.tensor(steps).prod(dim=0).tolist())
 
@@ -109,10 +110,11 @@ class UNet(nn.Module):
 
     def _check(self, x: torch.Tensor) -> None:
         shape = tuple(x.shape[2:])
-        if len(shape) != self.spatial_dims or any(s % d for s, d in zip(shape, self.divisor, strict=True)):
+        fits = len(shape) == self.spatial_dims and x.shape[1] == self.in_channels
+        if not fits or any(s % d for s, d in zip(shape, self.divisor, strict=True)):
             raise InputError(
-                f"UNet(spatial_dims={self.spatial_dims}) takes (B, C, *S) with S divisible by {self.divisor}, "
-                f"got {tuple(x.shape)}",
+                f"UNet(spatial_dims={self.spatial_dims}) takes (B, {self.in_channels}, *S) with S divisible by "
+                f"{self.divisor}, got {tuple(x.shape)}",
                 remedy="Pad the input; the sliding window does so",
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
@@ -25,6 +26,9 @@ class EmaWeights(WeightAveraging):
             torch._foreach_lerp_(list(averaged), list(current), share)
 
         super().__init__(multi_avg_fn=torch.no_grad()(update))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the current weights in the module, so that the last checkpoint can go on from them."""
 
     def network_state(self) -> dict[str, Tensor] | None:
         """Return the averaged weights of the module's `network`, or None before training."""

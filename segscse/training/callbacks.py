@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from segscse.files import write_text
 from segscse.training.averaging import EmaWeights
 from segscse.training.clock import RunClock
 from segscse.training.module import SegModule
-from segscse.training.signals import StopRequest
+from segscse.training.signals import StopRequest, stop_on_signals
 
 LOG_EVERY = 20
 SaveModel = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
@@ -62,7 +63,7 @@ class RunKeeper(Callback):
         folder: the run folder.
         clock: the run's clock.
         table: the log.
-        stop: set by a signal.
+        stop: set by a signal while steps are made.
         save_model: writes weights and a summary as the run's model.
         ema: the weight averaging, if any.
         checkpoint_every_s: longest time without a checkpoint.
@@ -93,6 +94,7 @@ class RunKeeper(Callback):
         self.waited = 0
         self._saved_at_s = 0.0
         self._losses: list[torch.Tensor] = []
+        self._signals = ExitStack()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -103,7 +105,9 @@ class RunKeeper(Callback):
         self.best, self.waited = state_dict["best"], state_dict["waited"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock: set-up is not the run's time."""
+        """Start the clock (set-up is not the run's time) and listen to signals, in place of Lightning's handlers."""
+        self._signals.enter_context(stop_on_signals(self.stop))
+        trainer.should_stop = self.clock.done  # a finished run that is resumed has nothing left to do
         if self.clock.step:
             self.table.continue_from(self.clock.step)
         self._saved_at_s = self.clock.elapsed_s
@@ -125,13 +129,9 @@ class RunKeeper(Callback):
             self._log_steps(trainer)
         if self.stop:
             self._save_checkpoint(trainer)
-            if not (self.folder / "model" / "model.json").is_file():
-                self._export(pl_module, {"val_dice": None})
-            assert self.stop.signum is not None  # a true request has one
-            raise Interrupted(
-                self.stop.signum,
-                f"stopped at step {self.clock.step}; continue with --resume (run folder: {self.folder})",
-            )
+            validates_next = trainer.enable_validation and (trainer.is_last_batch or self.clock.done)
+            if not validates_next:  # else after it, so that the run resumes as if it had not been interrupted
+                self._stop(pl_module)
         if self.clock.elapsed_s - self._saved_at_s > self.checkpoint_every_s:
             self._save_checkpoint(trainer)
         if self.clock.done:
@@ -152,17 +152,35 @@ class RunKeeper(Callback):
             if self.patience is not None and self.waited >= self.patience:
                 trainer.should_stop = True
         self._save_checkpoint(trainer)
+        if self.stop and not self.clock.done:
+            self._stop(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the final weights when there was nothing to validate on."""
+        self._signals.close()
         if not self.clock.validations_done:
             self._export(pl_module, {"val_dice": None})
         self._save_checkpoint(trainer)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._signals.close()
+
+    def _stop(self, module: pl.LightningModule) -> None:
+        """Leave a usable model and end the run."""
+        if not (self.folder / "model" / "model.json").is_file():
+            self._export(module, {"val_dice": None})
+        assert self.stop.signum is not None  # a true request has one
+        raise Interrupted(
+            self.stop.signum,
+            f"stopped at step {self.clock.step}; continue with --resume (run folder: {self.folder})",
+        )
+
     def _export(self, module: pl.LightningModule, scores: dict[str, Any]) -> None:
         assert isinstance(module, SegModule)  # the trainer only ever gets one
         state = self.ema.network_state() if self.ema is not None else None
-        self.save_model(state if state is not None else module.network.state_dict(), scores)
+        known = {name: None if score is None or math.isnan(score) else score for name, score in scores.items()}
+        self.save_model(state if state is not None else module.network.state_dict(), known)
 
     def _save_checkpoint(self, trainer: pl.Trainer, name: str = "last.ckpt") -> None:
         trainer.save_checkpoint(self.folder / "checkpoints" / name)

@@ -66,6 +66,8 @@ class RunClock:
             self.progress += (1.0 - self.progress) / max(1.0, self._steps_left() + 1.0)
             if self._steps_left() < 1.0:
                 self.progress = 1.0
+        if self.max_steps is None and self.elapsed_s >= self.budget_s:  # also when the first steps take it all
+            self.progress = 1.0
 
     def finish_validation(self) -> None:
         """Count one validation."""
@@ -95,13 +97,19 @@ class RunClock:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        names = ("step", "progress", "elapsed_s", "validation_s", "validations_done")
+        names = ("step", "progress", "elapsed_s", "validation_s", "validations_done", "budget_s", "max_steps")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint; a run that is now to be longer or shorter is that much less or more done."""
+        length = (self.budget_s, self.max_steps)
+        saved = (state.get("budget_s", self.budget_s), state.get("max_steps", self.max_steps))
         for name, value in state.items():
             setattr(self, name, value)
+        self.budget_s, self.max_steps = length
+        if saved != length:
+            used = self.elapsed_s / self.budget_s if self.max_steps is None else self.step / self.max_steps
+            self.progress = min(1.0, used)
 
     def _validations_left(self) -> int:
         return max(0, self.validations - self.validations_done)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import signal
 import warnings
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,13 +17,13 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
-from segscse.config import ExperimentConfig, load_config, parse_duration, save_config, to_builtin
+from segscse.config import ExperimentConfig, TrainConfig, load_config, parse_duration, save_config, to_builtin
 from segscse.data.datamodule import SegDataModule
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.sampling import PatchSampler, cut_size
 from segscse.data.split import Split, make_split
 from segscse.data.store import CaseStore
-from segscse.errors import InputError
+from segscse.errors import InputError, Interrupted
 from segscse.files import read_json, write_json
 from segscse.hardware import pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
@@ -31,7 +33,7 @@ from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
 from segscse.training.clock import RunClock
 from segscse.training.module import SegModule
-from segscse.training.signals import StopRequest, stop_on_signals
+from segscse.training.signals import StopRequest
 
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
@@ -86,13 +88,8 @@ def train_run(
     record = _record(planned, split, device, precision)
     if resume:
         _refuse_other_data(folder, record)
-    else:
-        save_config(folder / "config.yaml", config)
-        write_json(folder / "plan.json", planned.plan.to_json())
-        write_json(folder / "run.json", record)
-    with stop_on_signals() as stop:
-        keeper = _fit(planned, split, config, folder, device, precision, record, stop, console, resume=resume)
-    dice = keeper.best if keeper.clock.validations_done else None
+    keeper = _fit(planned, split, config, folder, device, precision, record, console, resume=resume)
+    dice = keeper.best if math.isfinite(keeper.best) else None
     return Run(folder, dice, keeper.clock.step, split, planned)
 
 
@@ -104,7 +101,6 @@ def _fit(
     device: torch.device,
     precision: str,
     record: dict[str, Any],
-    stop: StopRequest,
     console: Console,
     *,
     resume: bool,
@@ -117,6 +113,11 @@ def _fit(
     module = SegModule(network, planned.plan, config.optim, clock)
     with console.status("preprocessing"):
         data = _data(planned, split, config, folder, clock)
+    # Everything that can be refused has been: from here on there is a run.
+    save_config(folder / "config.yaml", config)
+    if not resume:
+        write_json(folder / "plan.json", planned.plan.to_json())
+        write_json(folder / "run.json", record)
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
 
     def save(weights: dict[str, torch.Tensor], scores: dict[str, Any]) -> None:
@@ -130,11 +131,12 @@ def _fit(
 
     columns = ["step", "seconds", "progress", "lr", "train_loss", "val_dice"]
     columns += [f"val_dice_{label}" for label, _ in planned.plan.labels[1:]]
+    request = StopRequest()
     keeper = RunKeeper(
         folder,
         clock,
         MetricsTable(folder / "metrics.csv", columns),
-        stop,
+        request,
         save,
         ema=ema,
         checkpoint_every_s=parse_duration(config.train.checkpoint_every),
@@ -145,7 +147,8 @@ def _fit(
         devices=1,
         precision=LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
         max_epochs=-1,
-        callbacks=[keeper, *([ema] if ema else []), RunProgress(clock, console)],
+        # The average comes first, so that the keeper's checkpoints hold it up to their own step.
+        callbacks=[*([ema] if ema else []), keeper, RunProgress(clock, console)],
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         gradient_clip_val=config.optim.clip_norm,
         num_sanity_val_steps=0,
@@ -157,7 +160,13 @@ def _fit(
         default_root_dir=folder,
     )
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+    except SystemExit as error:  # Lightning's answer to signals that the keeper does not see, such as a second SIGINT
+        number = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else signal.SIGTERM
+        raise Interrupted(number, f"stopped at once, at step {clock.step} (run folder: {folder})") from error
+    if request.signum is not None:  # it came after the last step
+        raise Interrupted(request.signum, f"stopped when the run had ended (run folder: {folder})")
     return keeper
 
 
@@ -179,8 +188,14 @@ def _data(
         foreground_share=config.data.foreground_share,
         seed=config.train.seed,
     )
+    # Without validation cases nothing would end a round but the end of the run.
+    rounds = bool(split.validation)
     return SegDataModule(
-        sampler, split.validation, config.augment, lambda: clock.step, lambda: clock.done or clock.round_done
+        sampler,
+        split.validation,
+        config.augment,
+        lambda: clock.step,
+        lambda: clock.done or (rounds and clock.round_done),
     )
 
 
@@ -214,8 +229,9 @@ def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
         if not (folder / name).is_file():
             raise InputError(f"cannot be resumed: it has no {name}", file=folder, remedy="Start it without --resume")
     saved = load_config(folder / "config.yaml")
-    asked = replace(saved, train=replace(saved.train, budget=config.train.budget, max_steps=config.train.max_steps))
-    if config not in (saved, asked, ExperimentConfig(train=asked.train), ExperimentConfig()):
+    budget, max_steps = config.train.budget, config.train.max_steps
+    asked = replace(saved, train=replace(saved.train, budget=budget, max_steps=max_steps))
+    if config not in (asked, ExperimentConfig(train=TrainConfig(budget=budget, max_steps=max_steps))):
         raise InputError(
             "was started with another configuration",
             file=folder,

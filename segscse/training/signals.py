@@ -20,12 +20,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Note the first SIGINT or SIGTERM instead of dying by it; the second one ends the process as usual.
+def stop_on_signals(request: StopRequest) -> Iterator[StopRequest]:
+    """Note the first SIGINT or SIGTERM in `request` instead of dying by it; the second one has its usual effect.
 
     Outside the main thread, where Python cannot set handlers, signals keep their usual effect.
     """
-    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

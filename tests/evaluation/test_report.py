@@ -12,7 +12,8 @@ from segscse.data.io import Volume
 from segscse.errors import InputError
 from segscse.evaluation.overlays import label_colour, plot_overlay
 from segscse.evaluation.report import render_report
-from segscse.evaluation.scores import evaluate, evaluate_folders
+from segscse.evaluation.folders import evaluate_folders
+from segscse.evaluation.scores import evaluate
 
 from .conftest import AFFINE, blocks
 

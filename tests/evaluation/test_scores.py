@@ -12,7 +12,8 @@ import pytest
 import segscse as ss
 from segscse.data.io import Volume
 from segscse.errors import InputError
-from segscse.evaluation.scores import COLUMNS, evaluate, evaluate_folders, summarise
+from segscse.evaluation.folders import evaluate_folders
+from segscse.evaluation.scores import COLUMNS, evaluate, summarise
 
 from .conftest import AFFINE, blocks
 

@@ -8,7 +8,7 @@ import pytest
 
 import segscse as ss
 from segscse.errors import InputError
-from segscse.evaluation.scores import evaluate_folders
+from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.statistics import compare, load_table, mean_interval, paired_difference, wilcoxon_p
 
 

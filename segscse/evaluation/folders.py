@@ -1,0 +1,52 @@
+"""Evaluation of folders: the table, its summary and the report, written together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from segscse.errors import InputError
+from segscse.evaluation.cases import Missing, cases_of, pair_cases
+from segscse.evaluation.report import render_report
+from segscse.evaluation.scores import evaluate, summarise
+from segscse.files import write_json, write_text
+
+
+def evaluate_folders(
+    pred_dir: str | Path | Mapping[str, Path],
+    ref_dir: str | Path | Mapping[str, Path],
+    out_dir: str | Path,
+    images_dir: str | Path | Mapping[str, Path] | None = None,
+    missing: Missing = "error",
+    names: Mapping[Any, str] | None = None,
+    labels: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """Score a folder of predictions and write `cases.csv`, `summary.json` and `report.html` to `out_dir`.
+
+    Args:
+        pred_dir: a folder of predictions, named as the references, or a mapping from case to file.
+        ref_dir: references, likewise.
+        out_dir: where the three files go; made when absent.
+        images_dir: images to show under the overlays of the report, likewise (`_0000` may follow the name).
+        missing: as in `evaluate`.
+        names: as in `evaluate`.
+        labels: as in `evaluate`.
+
+    Raises:
+        InputError: as `evaluate`; nothing is written then, because a mean over part of the cases misleads.
+    """
+    for folder in (pred_dir, ref_dir):
+        if not isinstance(folder, Mapping) and not Path(folder).is_dir():
+            raise InputError("is not a folder", file=folder, remedy="Check the path")
+    images = {} if images_dir is None else cases_of(images_dir)
+    table = evaluate(pred_dir, ref_dir, labels, names=names, missing=missing)
+    summary = summarise(table)
+    report = render_report(table, summary=summary, pairs=pair_cases(pred_dir, ref_dir, missing), images=images)
+    out = Path(out_dir)
+    write_text(out / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_json(out / "summary.json", summary)
+    write_text(out / "report.html", report)
+    return table

@@ -1,0 +1,338 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from segscse.data.index import find_inputs, open_dataset
+from segscse.errors import InputError
+
+VOLUME = np.zeros((3, 3, 3), np.uint8)
+
+
+def _describe(root, **changes):
+    """Change the data set's description; None removes a key."""
+    description = json.loads((root / "dataset.json").read_text())
+    description.update(changes)
+    description = {key: value for key, value in description.items() if value is not None}
+    (root / "dataset.json").write_text(json.dumps(description))
+
+
+@pytest.fixture
+def fill(tmp_path, make_volume):
+    """Return a function that writes empty volumes under the temporary folder."""
+
+    def write(*names):
+        for name in names:
+            make_volume(tmp_path / name, VOLUME)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def nnunet(fill):
+    """Return a data set in the nnU-Net layout with two channels and two cases."""
+    root = fill(*[f"imagesTr/{case}_000{channel}.nii.gz" for case in "ab" for channel in (0, 1)])
+    fill("labelsTr/a.nii.gz", "labelsTr/b.nii.gz")
+    description = {"channel_names": {"1": "T2", "0": "T1"}, "labels": {"background": 0, "tumour": 3}}
+    (root / "dataset.json").write_text(json.dumps(description))
+    return root
+
+
+class TestMsd:
+    def test_cases_labels_and_channels_are_read(self, tiny_dataset):
+        index = open_dataset(tiny_dataset)
+        assert (index.layout, index.root, index.problems) == ("msd", tiny_dataset, ())
+        assert [case.id for case in index.cases] == [f"case_{number}" for number in range(6)]
+        assert index.cases[0].images == (tiny_dataset / "imagesTr" / "case_0.nii.gz",)
+        assert index.cases[0].label == tiny_dataset / "labelsTr" / "case_0.nii.gz"
+        assert index.cases[0].subject == "case_0"
+        assert index.labels == {0: "background", 1: "front", 2: "back"}
+        assert index.channels == ("MRI",)
+
+    @pytest.mark.parametrize(
+        ("labels", "expected"),
+        [
+            ({"0": "background", "5": "liver"}, {0: "background", 5: "liver"}),
+            ({"background": 0, "liver": 5}, {0: "background", 5: "liver"}),
+            (["background", "liver"], {0: "background", 1: "liver"}),
+            ({"background": 0, "ignore": -1}, {0: "background", -1: "ignore"}),
+        ],
+    )
+    def test_labels_may_be_written_either_way_round(self, make_dataset, labels, expected):
+        root = make_dataset()
+        _describe(root, labels=labels)
+        assert open_dataset(root).labels == expected
+
+    @pytest.mark.parametrize("labels", ["liver", {"liver": "five"}, {"liver": None}, 3])
+    def test_labels_that_cannot_be_read_are_refused(self, make_dataset, labels):
+        root = make_dataset()
+        _describe(root, labels=labels)
+        with pytest.raises(InputError, match=r"dataset\.json: cannot read the labels"):
+            open_dataset(root)
+
+    def test_region_labels_are_refused_by_name(self, make_dataset):
+        root = make_dataset()
+        _describe(root, labels={"background": 0, "whole": [1, 2]})
+        with pytest.raises(InputError, match=r"region labels .* are not supported"):
+            open_dataset(root)
+
+    def test_more_than_ten_channels_keep_their_order(self, make_dataset):
+        root = make_dataset()
+        _describe(root, modality={str(number): f"c{number}" for number in reversed(range(12))})
+        assert open_dataset(root).channels == tuple(f"c{number}" for number in range(12))
+
+    @pytest.mark.parametrize("modality", ["MRI", ["MRI"], {"first": "MRI"}])
+    def test_channel_names_must_be_numbered(self, make_dataset, modality):
+        root = make_dataset()
+        _describe(root, modality=modality)
+        with pytest.raises(InputError, match=r"dataset\.json: 'modality' must map numbers to names"):
+            open_dataset(root)
+
+    def test_listed_files_that_are_missing_and_unlisted_ones_that_are_there_are_problems(self, make_dataset):
+        root = make_dataset()
+        (root / "imagesTr" / "case_1.nii.gz").unlink()
+        (root / "labelsTr" / "case_2.nii.gz").rename(root / "imagesTr" / "extra.nii.gz")
+        problems = open_dataset(root).problems
+        assert problems == (
+            ("case_1", str(root / "imagesTr" / "case_1.nii.gz"), "is listed but missing"),
+            ("case_2", str(root / "labelsTr" / "case_2.nii.gz"), "is listed but missing"),
+            ("extra", str(root / "imagesTr" / "extra.nii.gz"), "lies in imagesTr but dataset.json does not list it"),
+        )
+
+    @pytest.mark.parametrize("item", ["../secret.nii.gz", "/etc/passwd", "imagesTr/../../secret.nii.gz"])
+    @pytest.mark.parametrize("key", ["image", "label"])
+    def test_a_path_that_leads_out_of_the_data_set_is_refused(self, make_dataset, key, item):
+        root = make_dataset()
+        entry = {"image": "imagesTr/case_0.nii.gz", "label": "labelsTr/case_0.nii.gz", key: item}
+        _describe(root, training=[entry])
+        with pytest.raises(InputError, match=r"dataset\.json: names a file outside the data set"):
+            open_dataset(root)
+
+    def test_a_link_that_leads_out_of_the_data_set_is_refused(self, make_dataset, tmp_path):
+        root = make_dataset()
+        os.symlink(tmp_path, root / "away")
+        _describe(root, training=[{"image": "away/x.nii.gz", "label": "labelsTr/case_0.nii.gz"}])
+        with pytest.raises(InputError, match="outside the data set"):
+            open_dataset(root)
+
+    @pytest.mark.parametrize(
+        ("training", "problem"),
+        [
+            ({"image": "a"}, "'training' must be a list"),
+            (["a.nii.gz"], "a training entry needs 'image' and 'label'"),
+            ([{"image": "imagesTr/case_0.nii.gz"}], "a training entry needs 'image' and 'label'"),
+            ([{"image": 3, "label": "labelsTr/case_0.nii.gz"}], "a file must be named by text, got 3"),
+            ([{"image": "a\0b", "label": "labelsTr/case_0.nii.gz"}], "a file must be named by text"),
+            ([], "holds no labelled cases"),
+        ],
+    )
+    def test_entries_that_describe_no_case_are_refused(self, make_dataset, training, problem):
+        root = make_dataset()
+        _describe(root, training=training)
+        with pytest.raises(InputError, match=problem):
+            open_dataset(root)
+
+    def test_a_case_listed_twice_is_refused(self, make_dataset):
+        root = make_dataset()
+        entry = {"image": "imagesTr/case_0.nii.gz", "label": "labelsTr/case_0.nii.gz"}
+        _describe(root, training=[entry, entry])
+        with pytest.raises(InputError, match="case ids occur more than once: case_0"):
+            open_dataset(root)
+
+    def test_subjects_may_be_named(self, make_dataset):
+        root = make_dataset()
+        entry = {"image": "imagesTr/case_0.nii.gz", "label": "labelsTr/case_0.nii.gz", "subject": 7}
+        _describe(root, training=[entry])
+        assert open_dataset(root).cases[0].subject == "7"
+
+    @pytest.mark.parametrize("content", ["[]", "{}", "3"])
+    def test_a_description_without_labels_is_refused(self, make_dataset, content):
+        root = make_dataset()
+        (root / "dataset.json").write_text(content)
+        with pytest.raises(InputError, match="has no 'labels'"):
+            open_dataset(root)
+
+
+class TestNnunet:
+    def test_channel_files_are_joined_in_the_order_of_their_numbers(self, nnunet):
+        index = open_dataset(nnunet)
+        assert (index.layout, index.channels, index.problems) == ("nnunet", ("T1", "T2"), ())
+        assert index.labels == {0: "background", 3: "tumour"}
+        assert [case.id for case in index.cases] == ["a", "b"]
+        assert [path.name for path in index.cases[1].images] == ["b_0000.nii.gz", "b_0001.nii.gz"]
+
+    def test_missing_channels_and_label_maps_are_problems(self, nnunet):
+        (nnunet / "imagesTr" / "a_0001.nii.gz").unlink()
+        (nnunet / "labelsTr" / "b.nii.gz").unlink()
+        assert [(case, problem) for case, _, problem in open_dataset(nnunet).problems] == [
+            ("a", "channel file is missing"),
+            ("b", "has no label map in labelsTr"),
+            ("b", "has no label map in labelsTr"),
+        ]
+
+    def test_channel_names_must_be_numbered(self, nnunet):
+        _describe(nnunet, channel_names={"T1": 0})
+        with pytest.raises(InputError, match="'channel_names' must map numbers to names"):
+            open_dataset(nnunet)
+
+    def test_without_channel_names_there_is_one_channel(self, nnunet):
+        _describe(nnunet, channel_names=None)
+        index = open_dataset(nnunet)
+        assert index.channels == ()
+        assert [len(case.images) for case in index.cases] == [1, 1]
+
+    def test_a_missing_folder_is_named(self, nnunet):
+        (nnunet / "labelsTr").rename(nnunet / "elsewhere")
+        with pytest.raises(InputError, match="labelsTr: is not a folder"):
+            open_dataset(nnunet)
+
+
+class TestCsv:
+    def _open(self, tmp_path, text, encoding="utf-8"):
+        (tmp_path / "cases.csv").write_text(text, encoding=encoding)
+        return open_dataset(tmp_path / "cases.csv")
+
+    def test_paths_are_relative_to_the_csv_and_subjects_optional(self, fill):
+        root = fill("x/a1.nii", "x/a2.nii", "y/la.nii")
+        index = self._open(root, "case,image,image2,label,subject\nb,x/a1.nii,x/a2.nii,y/la.nii,\n", "utf-8-sig")
+        assert (index.layout, index.root, index.labels, index.problems) == ("csv", root, {}, ())
+        assert index.cases[0].images == (root / "x" / "a1.nii", root / "x" / "a2.nii")
+        assert index.cases[0].subject == "b"
+        index = self._open(root, "subject,case,label,image\ns1,b,y/la.nii,x/a1.nii\ns1,a,y/la.nii,x/a1.nii\n")
+        assert [(case.id, case.subject) for case in index.cases] == [("a", "s1"), ("b", "s1")]
+
+    def test_missing_files_are_problems_with_their_line(self, fill):
+        index = self._open(fill("a.nii"), "case,image,label\na,a.nii,none.nii\n")
+        assert [(case, problem) for case, _, problem in index.problems] == [("a", "is listed in line 2 but missing")]
+
+    @pytest.mark.parametrize(
+        ("text", "problem"),
+        [
+            ("case,image\na,a.nii\n", r"missing: \['label'\], unknown: \[\]"),
+            ("case,image,label,age\na,a.nii,l.nii,3\n", r"missing: \[\], unknown: \['age'\]"),
+            ("", "missing: "),
+            ("case,image,label\na,,l.nii\n", "line 2 has an empty field"),
+            ("case,image,label\na,a.nii\n", "line 2 has an empty field"),
+            (",image,label\n", "missing: "),
+            ("case,image,label\na,a.nii,l.nii\nb,a,1.nii,l.nii\n", "line 3 has more fields than the header"),
+            ("case,image,label\na,a.nii,l.nii\na,b.nii,l.nii\n", "case ids occur more than once: a"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, tmp_path, text, problem):
+        with pytest.raises(InputError, match=rf"cases\.csv: .*{problem}"):
+            self._open(tmp_path, text)
+
+    def test_a_file_that_is_no_text_is_refused(self, tmp_path):
+        (tmp_path / "cases.csv").write_bytes(b"\xff\xfe\x00case")
+        with pytest.raises(InputError, match="cannot be read as CSV"):
+            open_dataset(tmp_path / "cases.csv")
+
+
+class TestFolders:
+    @pytest.mark.parametrize(("images", "labels"), [("imagesTr", "labelsTr"), ("images", "masks"), ("image", "label")])
+    def test_a_pair_of_folders_is_found_and_paired_by_name(self, fill, images, labels):
+        root = fill(f"{images}/a.nii.gz", f"{images}/b.mha.nii", f"{labels}/a.nii", f"{labels}/b.mha.nii")
+        index = open_dataset(root)
+        assert (index.layout, index.root, index.labels, index.problems) == ("folders", root, {}, ())
+        assert [(case.id, case.label.name) for case in index.cases] == [("a", "a.nii"), ("b.mha", "b.mha.nii")]
+
+    @pytest.mark.parametrize("ending", ["_seg", "-label", ".mask", "_GT", "_dseg"])
+    def test_usual_endings_of_label_maps_are_understood(self, fill, ending):
+        root = fill("images/a.nii.gz", f"labels/a{ending}.nii.gz")
+        assert open_dataset(root).cases[0].label == root / "labels" / f"a{ending}.nii.gz"
+
+    def test_the_exact_name_wins_over_an_ending(self, fill):
+        root = fill("images/a.nii.gz", "labels/a.nii.gz", "labels/a_seg.nii.gz")
+        index = open_dataset(root)
+        assert index.cases[0].label.name == "a.nii.gz"
+        assert [(case, problem.split(" in ")[0]) for case, _, problem in index.problems] == [
+            ("a_seg", "has no image of that name")
+        ]
+
+    def test_files_without_a_partner_are_problems(self, fill):
+        root = fill("scans/a.nii", "scans/b.nii", "truth/b.nii", "truth/c.nii")
+        index = open_dataset(root / "scans", root / "truth")
+        assert [case.id for case in index.cases] == ["b"]
+        assert [(case, problem.split(" in ")[0]) for case, _, problem in index.problems] == [
+            ("a", "has no label map of that name"),
+            ("c", "has no image of that name"),
+        ]
+
+    def test_a_folder_that_is_no_data_set_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match=r"no dataset\.json and no pair of folders"):
+            open_dataset(tmp_path)
+
+    def test_a_missing_data_set_is_named(self, tmp_path):
+        with pytest.raises(InputError, match="none: no such data set"):
+            open_dataset(tmp_path / "none")
+
+
+class TestInputs:
+    def test_single_files_are_cases_of_their_own(self, fill):
+        root = fill("a_0000.nii.gz", "b.nii")
+        found = find_inputs([root / "a_0000.nii.gz", root / "b.nii"], 1)
+        assert found == {"a_0000": (root / "a_0000.nii.gz",), "b": (root / "b.nii",)}
+
+    def test_numbered_channels_of_a_folder_are_one_case(self, fill):
+        root = fill("a_0000.nii", "a_0001.nii", "b_0001.nii", "b_0000.nii")
+        assert {name: [path.name for path in files] for name, files in find_inputs([root], 2).items()} == {
+            "a": ["a_0000.nii", "a_0001.nii"],
+            "b": ["b_0000.nii", "b_0001.nii"],
+        }
+
+    def test_one_channel_named_as_nnunet_does_loses_its_number(self, fill):
+        assert set(find_inputs([fill("a_0000.nii", "b_0000.nii")], 1)) == {"a", "b"}
+
+    def test_four_digits_that_number_patients_stay_in_the_name(self, fill):
+        assert set(find_inputs([fill("scan_0001.nii", "scan_0002.nii")], 1)) == {"scan_0001", "scan_0002"}
+
+    def test_other_names_stay_as_they_are(self, fill):
+        assert set(find_inputs([fill("a_0000.nii", "b.nii")], 1)) == {"a_0000", "b"}
+
+    @pytest.mark.parametrize("names", [("a_0000.nii", "a_0001.nii"), ("a_0000.nii", "a_0002.nii", "a_0001.nii")])
+    def test_channels_that_do_not_fit_the_model_are_refused(self, fill, names):
+        with pytest.raises(InputError, match=r"case 'a' has the channel files .*, the model takes"):
+            find_inputs([fill(*names)], 2 if len(names) == 3 else 1)
+
+    def test_a_gap_in_the_channels_is_refused(self, fill):
+        with pytest.raises(InputError, match=r"case 'a' has the channel files \[0, 2\], the model takes \[0, 1\]"):
+            find_inputs([fill("a_0000.nii", "a_0002.nii")], 2)
+
+    def test_two_inputs_of_one_name_are_refused(self, fill):
+        root = fill("x/a.nii", "y/a.nii")
+        with pytest.raises(InputError, match="two inputs are named 'a'"):
+            find_inputs([root / "x", root / "y" / "a.nii"], 1)
+
+    def test_nothing_to_predict_is_an_error(self, tmp_path):
+        (tmp_path / "note.txt").write_text("x")
+        for paths, problem in (
+            ([tmp_path], "no images found"),
+            ([], "no images found"),
+            ([tmp_path / "none.nii"], "is no image file"),
+            ([tmp_path / "note.txt"], "is no image file"),
+        ):
+            with pytest.raises(InputError, match=problem):
+                find_inputs(paths, 1)
+
+
+@pytest.mark.real
+class TestRealData:
+    def test_the_hippocampus_data_set_holds_its_208_cases(self, shared_data):
+        index = open_dataset(shared_data / "Task04_Hippocampus")
+        assert len(index.cases) == 208
+        assert index.labels == {0: "background", 1: "Anterior", 2: "Posterior"}
+
+    def test_the_mouse_data_set_is_a_pair_of_folders(self, shared_data):
+        index = open_dataset(shared_data / "mouse_fvb_invivo")
+        assert index.layout == "folders"
+        assert len(index.cases) == 8
+
+
+@pytest.mark.parametrize("name", ["../escape", "a/b", ".hidden", ".."])
+def test_a_case_id_that_is_no_plain_file_name_is_refused(tmp_path, name):
+    table = tmp_path / "cases.csv"
+    table.write_text(f"case,image,label\n{name},a.nii.gz,b.nii.gz\n")
+    with pytest.raises(InputError, match="case ids become file names"):
+        open_dataset(table)

@@ -1,0 +1,256 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from tiny import SETTINGS, dataset, tiny_case, trained, write_dataset, write_nifti  # noqa: F401, fixtures
+
+from segscse.cli import run
+from segscse.config import load_config
+from segscse.inference.predictor import load
+
+# The fixtures come by import, so every test that takes one looks like a redefinition.
+# ruff: noqa: F811
+
+VERBS = ("check", "plan", "train", "predict", "evaluate", "compare", "fetch", "demo")
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**SETTINGS, "train": {**SETTINGS["train"], "max_steps": 20}}))
+    return path
+
+
+def _refused(capsys, *arguments, code=2):
+    """Run a command that must fail with one line on standard error; return the line."""
+    assert run([str(argument) for argument in arguments]) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("segscse: ")
+    return lines[0]
+
+
+class TestHelp:
+    def test_names_every_verb(self, capsys):
+        assert run(["--help"]) == 0
+        assert all(verb in capsys.readouterr().out for verb in VERBS)
+
+    @pytest.mark.parametrize("verb", VERBS)
+    def test_of_every_verb_says_what_it_does(self, verb, capsys):
+        assert run([verb, "--help"]) == 0
+        assert "Usage" in capsys.readouterr().out
+
+    def test_of_train_explains_the_settings(self, capsys):
+        run(["train", "--help"])
+        out = capsys.readouterr().out
+        assert "--model.attention.encoder" in out
+        assert "--optim.lr" in out
+
+
+def test_the_whole_chain_from_plan_to_comparison(dataset, config, tmp_path, capsys):
+    out = tmp_path
+    assert run(["check", str(dataset), "--json", str(out / "check.json")]) == 0
+    assert json.loads((out / "check.json").read_text())["n_errors"] == 0
+    assert run(["plan", str(dataset), "--out", str(out / "plan.json"), "--config", str(config)]) == 0
+    assert json.loads((out / "plan.json").read_text())["labels"] == [[0, "background"], [2, "block"], [5, "ball"]]
+    assert run(["train", str(dataset), "--out", str(out / "run"), "--config", str(config), "--fold", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "trained 20 steps" in said
+    assert "mean foreground Dice" in said
+    assert (out / "run" / "validation" / "report.html").is_file()
+    images = dataset / "imagesTr"
+    assert run(["predict", str(out / "run"), str(images), "--out", str(out / "pred"), "--device", "cpu"]) == 0
+    assert "6 label maps" in capsys.readouterr().out
+    one = str(images / "case_0.nii.gz")
+    assert run(["predict", str(out / "run" / "model"), one, "--out", str(out / "tta"), "--tta", "--probabilities"]) == 0
+    assert (out / "tta" / "case_0_probabilities.nii.gz").is_file()
+    labels = str(dataset / "labelsTr")
+    arguments = ["evaluate", "--pred", str(out / "pred"), "--ref", labels, "--out", str(out / "eval")]
+    assert run([*arguments, "--images", str(images)]) == 0
+    assert {path.name for path in (out / "eval").iterdir()} >= {"cases.csv", "summary.json", "report.html"}
+    capsys.readouterr()
+    assert run(["compare", str(out / "eval"), str(out / "eval" / "cases.csv")]) == 0
+    assert "6" in capsys.readouterr().out
+
+
+class TestTrain:
+    def test_the_last_file_wins_over_the_first_and_a_flag_over_both(self, dataset, config, tmp_path):
+        (tmp_path / "b.yaml").write_text("optim: {lr: 0.02}\ntrain: {max_steps: 2, seed: 7}\n")
+        arguments = ["train", str(dataset), "--out", str(tmp_path / "run"), "--fold", "all"]
+        arguments += ["--config", str(config), "--config", str(tmp_path / "b.yaml"), "--train.seed", "9"]
+        assert run(arguments) == 0
+        saved = load_config(tmp_path / "run" / "config.yaml")
+        assert (saved.train.seed, saved.train.max_steps, saved.optim.lr) == (9, 2, 0.02)
+        assert saved.model.base_features == 4
+
+    def test_a_budget_takes_the_place_of_steps(self, dataset, config, tmp_path):
+        arguments = ["train", str(dataset), "--out", str(tmp_path / "run"), "--config", str(config)]
+        assert run([*arguments, "--budget", "0.3s", "--fold", "all"]) == 0
+        saved = load_config(tmp_path / "run" / "config.yaml")
+        assert (saved.train.budget, saved.train.max_steps) == ("0.3s", None)
+
+    def test_the_folder_is_named_after_data_rank_and_fold(self, dataset, config, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert run(["train", str(dataset), "--config", str(config), "--fold", "all", "--train.max-steps", "1"]) == 0
+        assert (tmp_path / "runs" / "tiny_dataset_3d_foldall" / "model" / "model.json").is_file()
+
+    @pytest.mark.parametrize(
+        ("flags", "expected"),
+        [
+            (["--fold", "first"], "--fold must be a number or 'all', got 'first'"),
+            (["--fold", "9"], "fold must be between 0 and 4, got 9"),
+            (["--budget", "soon"], "must be a duration such as 90s, 20m or 2h, got 'soon'"),
+            (["--optim.lr", "-1"], "optim.lr must be > 0"),
+            (["--optim.learning-rate", "1"], "learning-rate"),
+            (["--model.attention.encoder", "scsee"], "unknown attention block 'scsee'"),
+            (["--train.device", "mps"], "device 'mps' is not available"),
+            (["--resume"], "cannot be resumed"),
+        ],
+    )
+    def test_what_cannot_be_is_one_line_and_leaves_no_folder(self, flags, expected, dataset, config, tmp_path, capsys):
+        out = tmp_path / "run"
+        line = _refused(capsys, "train", dataset, "--out", out, "--config", config, *flags)
+        assert expected in line
+        assert not out.exists()
+
+    def test_an_unknown_key_names_its_file(self, dataset, tmp_path, capsys):
+        (tmp_path / "bad.yaml").write_text("model:\n  base_featurs: 8\n")
+        line = _refused(capsys, "train", dataset, "--out", tmp_path / "run", "--config", tmp_path / "bad.yaml")
+        assert "bad.yaml" in line
+        assert "base-featurs" in line or "base_featurs" in line
+        assert not (tmp_path / "run").exists()
+
+    def test_a_used_folder_is_refused(self, dataset, config, trained, capsys):
+        line = _refused(capsys, "train", dataset, "--out", trained.folder, "--config", config)
+        assert "already exists and is not empty" in line
+
+
+class TestBadData:
+    def test_no_such_data_set(self, tmp_path, capsys):
+        for verb in ("check", "plan", "train"):
+            assert "no such data set" in _refused(
+                capsys, verb, tmp_path / "none", "--out" if verb != "check" else "--json", tmp_path / "out"
+            )
+        assert not (tmp_path / "out").exists()
+
+    def test_a_truncated_image(self, tmp_path, capsys):
+        data = write_dataset(tmp_path / "data")
+        victim = data / "imagesTr" / "case_2.nii.gz"
+        victim.write_bytes(victim.read_bytes()[:-200])
+        line = _refused(capsys, "train", data, "--out", tmp_path / "run")
+        assert "case_2.nii.gz" in line
+        assert not (tmp_path / "run").exists()
+        assert run(["check", str(data)]) == 2
+
+    def test_a_label_of_another_shape(self, tmp_path, capsys):
+        data = write_dataset(tmp_path / "data")
+        write_nifti(data / "labelsTr" / "case_3.nii.gz", np.ones((16, 20, 11), np.uint8), np.eye(4))
+        line = _refused(capsys, "plan", data, "--out", tmp_path / "plan.json")
+        assert "case_3.nii.gz" in line
+        assert "different grids" in line
+        assert not (tmp_path / "plan.json").exists()
+
+    def test_a_missing_label(self, tmp_path, capsys):
+        data = write_dataset(tmp_path / "data")
+        (data / "labelsTr" / "case_1.nii.gz").unlink()
+        line = _refused(capsys, "train", data, "--out", tmp_path / "run")
+        assert "case_1" in line
+        assert "missing" in line
+
+    def test_check_lists_every_problem_and_writes_them(self, tmp_path, capsys):
+        data = write_dataset(tmp_path / "data")
+        (data / "imagesTr" / "case_0.nii.gz").write_bytes(b"not an image")
+        write_nifti(data / "labelsTr" / "case_3.nii.gz", np.full((16, 20, 12), 7, np.uint8), np.eye(4))
+        assert run(["check", str(data), "--json", str(tmp_path / "found.json")]) == 2
+        report = json.loads((tmp_path / "found.json").read_text())
+        assert {finding["case"] for finding in report["findings"]} >= {"case_0", "case_3"}
+        assert report["n_errors"] >= 2
+        assert "errors" in capsys.readouterr().out
+
+
+class TestPredict:
+    def test_a_bad_case_is_listed_and_the_others_are_written(self, trained, tmp_path, capsys):
+        for index in range(2):
+            write_nifti(tmp_path / "in" / f"s{index}.nii.gz", tiny_case(index)[0], np.eye(4))
+        (tmp_path / "in" / "s0.nii.gz").write_bytes(b"\x1f\x8bbroken")
+        line = _refused(capsys, "predict", trained.folder, tmp_path / "in", "--out", tmp_path / "out")
+        assert "s0" in line
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["s1.nii.gz"]
+        assert set(np.unique(np.asarray(nib.load(tmp_path / "out" / "s1.nii.gz").dataobj))) <= {0, 2, 5}
+
+    def test_no_model_there(self, dataset, tmp_path, capsys):
+        line = _refused(capsys, "predict", tmp_path, dataset / "imagesTr", "--out", tmp_path / "out")
+        assert "holds no model" in line
+        assert not (tmp_path / "out").exists()
+
+    def test_the_input_folder_is_no_output(self, trained, dataset, capsys):
+        images = dataset / "imagesTr"
+        assert "holds the inputs" in _refused(capsys, "predict", trained.folder, images, "--out", images)
+
+
+class TestUsage:
+    def test_an_unknown_verb(self, capsys):
+        assert "trian" in _refused(capsys, "trian")
+
+    def test_a_missing_argument(self, capsys):
+        assert "dataset" in _refused(capsys, "plan").lower()
+
+    def test_an_unknown_flag(self, dataset, capsys):
+        assert "--nonsense" in _refused(capsys, "check", dataset, "--nonsense", "1")
+
+    def test_debug_shows_the_traceback(self, tmp_path):
+        with pytest.raises(ValueError, match="no such data set"):
+            run(["check", str(tmp_path / "none"), "--debug"])
+
+    def test_a_defect_of_ours_is_exit_code_1_and_one_line(self, dataset, tmp_path, capsys, monkeypatch):
+        def broken(*arguments, **options):
+            raise ZeroDivisionError("division by zero")
+
+        monkeypatch.setattr("segscse.data.examine.examine_dataset", broken)
+        line = _refused(capsys, "check", dataset, code=1)
+        assert "internal error: ZeroDivisionError: division by zero (see --debug)" in line
+        with pytest.raises(ZeroDivisionError):
+            run(["check", str(dataset), "--debug"])
+
+    def test_ctrl_c_outside_of_training_is_130(self, dataset, capsys, monkeypatch):
+        def interrupted(*arguments, **options):
+            os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr("segscse.data.examine.examine_dataset", interrupted)
+        assert _refused(capsys, "check", dataset, code=130) == "segscse: stopped"
+
+    def test_the_demonstration_refuses_a_bad_budget_in_one_line(self, tmp_path, capsys):
+        assert "duration" in _refused(capsys, "demo", "--out", tmp_path / "demo", "--budget", "soon")
+
+    def test_an_unknown_public_data_set_is_refused(self, tmp_path, capsys):
+        assert "liverr" in _refused(capsys, "fetch", "liverr", "--out", tmp_path / "data")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_a_training_process_leaves_a_usable_model(signum, code, dataset, config, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", "from segscse.cli import main; main()"]
+    command += ["train", str(dataset), "--out", str(out), "--config", str(config), "--train.max-steps", "1000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 90
+        while not (out / "metrics.csv").is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, errors
+    assert errors.strip().splitlines()[-1].startswith("segscse: stopped at step")
+    assert "Traceback" not in errors
+    assert load(out, device="cpu").predict((tiny_case(0)[0], np.eye(4))).array.shape == (16, 20, 12)
+    assert (out / "checkpoints" / "last.ckpt").is_file()

@@ -1,0 +1,45 @@
+import platform
+
+import pytest
+import torch
+
+from segscse.errors import InputError
+from segscse.hardware import PACKAGES, autocast, pick_device, pick_precision, versions
+
+CPU = torch.device("cpu")
+
+
+def test_auto_picks_a_device_that_is_there():
+    device = pick_device("auto")
+    assert float(torch.ones(2, device=device).sum()) == 2
+    assert pick_device("cpu") == CPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(InputError, match="device 'cuda' is not available here; available: .*cpu"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp32"])
+def test_a_named_precision_is_taken(name):
+    assert pick_precision(name, CPU) == name
+
+
+def test_auto_precision_is_bf16_only_where_the_processor_multiplies_in_it():
+    expected = [getattr(torch.cpu, name)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
+    assert pick_precision("auto", CPU) == ("bf16" if any(expected) else "fp32")
+    assert pick_precision("auto", torch.device("mps")) == "fp32"
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_autocast_multiplies_in_the_precision(precision, dtype):
+    with autocast(CPU, precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_versions_name_what_decides_a_result():
+    found = versions()
+    assert set(found) == {"segscse", "python", *PACKAGES}
+    assert found["python"] == platform.python_version()
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]

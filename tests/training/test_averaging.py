@@ -1,0 +1,65 @@
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from segscse.training.averaging import EmaWeights
+
+
+class Line(pl.LightningModule):
+    """A module whose weight is a number that gradient descent moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.constant_(self.network.weight, 5.0)
+
+    def training_step(self, batch, batch_idx):
+        return (self.network(batch) - 1.0).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Recorder(Callback):
+    """Notes the current weight after every step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.weights.append(float(pl_module.network.weight.detach()))
+
+
+def _fit(ema, steps, folder):
+    recorder, module = Recorder(), Line()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[ema, recorder],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.ones(steps, 1), batch_size=1))
+    return module, recorder.weights
+
+
+def test_the_average_equals_a_slow_loop(tmp_path):
+    ema = EmaWeights(0.5)
+    _, weights = _fit(ema, 12, tmp_path)
+    average = weights[0]  # Lightning's first update copies
+    for n, weight in enumerate(weights[1:], start=1):
+        decay = min(0.5, (1 + n) / (10 + n))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(float(ema.network_state()["weight"]), average, rtol=1e-5, atol=1e-6)
+
+
+def test_after_training_the_module_keeps_its_own_weights(tmp_path):
+    module, weights = _fit(EmaWeights(0.9), 6, tmp_path)
+    assert float(module.network.weight.detach()) == weights[-1]
+
+
+def test_before_training_there_is_no_average():
+    assert EmaWeights(0.9).network_state() is None
