@@ -5,10 +5,16 @@ The public names load on first use, so that importing the package costs neither 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# GNU OpenMP, which torch computes with on Linux, reads this when torch is loaded. Its threads wait for each other by
+# spinning; where another process holds a core, the default count turned a step of 65 ms into 4 s, this one into 0.3 s,
+# and on idle cores they are equal (tests/benchmarks/bench_spin.py).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _PUBLIC = {
     "plan": "segscse.api",

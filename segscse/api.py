@@ -75,9 +75,7 @@ def train(
 def _config(config: str | Path | ExperimentConfig | None, budget: str | None) -> ExperimentConfig:
     if not isinstance(config, ExperimentConfig):
         config = load_config(*([config] if config is not None else []))
-    if budget is None:
-        return config
-    return replace(config, train=replace(config.train, budget=budget, max_steps=None))
+    return config if budget is None else replace(config, train=replace(config.train, budget=budget, max_steps=None))
 
 
 def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ app = App(
     name="segscse",
     help="Medical image segmentation with attention U-Nets: check, plan, train, predict, evaluate.",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # `run` answers it
 )
 
 
@@ -271,7 +272,11 @@ def _read_config_files(app_: App, commands: tuple[str, ...], arguments: Any) -> 
     paths = [] if given is None else [Path(token.value) for token in given.tokens]
     load_config(*paths)  # refuses what is no setting, naming the file
     for path in reversed(paths):
-        Dict(read_yaml(path), source=str(path), use_commands_as_keys=False)(app_, commands, arguments)
+        values = read_yaml(path)
+        # cyclopts drops top-level keys that are also verbs, and `train` is both: put them all under the verb.
+        for command in reversed(commands):
+            values = {command: values}
+        Dict(values, source=str(path))(app_, commands, arguments)
 
 
 app.config = _read_config_files

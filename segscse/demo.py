@@ -47,9 +47,9 @@ def run_demo(
         InputError: `out` cannot be used.
         Interrupted: a signal stopped the training.
     """
+    config = load_config(SETTINGS, overrides={"train": {"budget": budget, "seed": seed}})
     dataset = make_phantom_dataset(out / "phantoms", cases=cases, test_cases=test_cases, seed=seed)
     say(f"phantom scans: {dataset}")
-    config = load_config(SETTINGS, overrides={"train": {"budget": budget, "seed": seed}})
     run = train_run(dataset, out / "run", config, fold=0, console=console)
     say(f"trained {run.steps} steps: {run.folder}")
     predictor = load(run.folder)

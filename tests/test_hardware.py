@@ -17,7 +17,7 @@ def test_auto_picks_a_device_that_is_there():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_device_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(InputError, match="device 'cuda' is not available here; available: .*cpu"):
+    with pytest.raises(InputError, match=r"device 'cuda' is not available here; available: .*cpu"):
         pick_device("cuda")
 
 

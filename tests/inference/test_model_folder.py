@@ -109,7 +109,7 @@ class TestRefusals:
 
     def test_a_plan_with_unknown_keys(self, folder):
         _edit(folder, lambda d: d["plan"].update(surprise=1))
-        with pytest.raises(InputError, match="missing or unknown: .*surprise"):
+        with pytest.raises(InputError, match=r"missing or unknown: .*surprise"):
             load_model(folder)
 
     @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_mirroring_a_trained_network_changes_logits_but_not_the_grid(trained):
 
 
 def test_an_unknown_device_is_refused_with_those_there_are(trained):
-    with pytest.raises(InputError, match="device 'tpu' is not available here; available: .*cpu"):
+    with pytest.raises(InputError, match=r"device 'tpu' is not available here; available: .*cpu"):
         load(trained.folder, device="tpu")
 
 

@@ -1,4 +1,4 @@
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_windows_cover_every_voxel_with_the_overlap_asked_for(overlap):
         covered = {voxel for start in starts for voxel in range(start, start + window)}
         assert covered >= set(range(extent))
         assert max(starts) <= max(0, extent - window)
-        steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        steps = [b - a for a, b in pairwise(starts)]
         assert all(0 < step <= max(1, int(window * (1 - overlap))) for step in steps)
 
 

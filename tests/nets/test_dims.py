@@ -68,18 +68,27 @@ def test_a_network_in_channels_last_has_its_convolutions_there():
     assert network[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+def _makes_a_ranked_layer(node):
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and bool(RANKED_LAYER.match(node.func.attr))
+    )
+
+
+def _branches_on_the_rank(node):
+    return (
+        isinstance(node, ast.Compare)
+        and ("spatial_dims" in ast.unparse(node) or "ndim" in ast.unparse(node))
+        and any(isinstance(side, ast.Constant) and side.value in (2, 3) for side in (node.left, *node.comparators))
+    )
+
+
 @pytest.mark.parametrize("folder", ["nets", "training", "inference"])
 def test_only_dims_tells_the_ranks_apart(folder):
     """Elsewhere no layer of a fixed rank is made, and nothing branches on the number of spatial axes."""
     found = []
     for file in sorted((PACKAGE / folder).glob("*.py")):
-        if file.name == "dims.py":
-            continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                if RANKED_LAYER.match(node.func.attr):
-                    found.append(f"{file.name}:{node.lineno} makes {node.func.attr}")
-            elif isinstance(node, ast.Compare) and "spatial_dims" in ast.unparse(node.left):
-                if any(isinstance(value, ast.Constant) and value.value in (2, 3) for value in node.comparators):
-                    found.append(f"{file.name}:{node.lineno} branches: {ast.unparse(node)}")
+        if file.name != "dims.py":
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if _makes_a_ranked_layer(node) or _branches_on_the_rank(node):
+                    found.append(f"{file.name}:{node.lineno}: {ast.unparse(node)}")
     assert found == []

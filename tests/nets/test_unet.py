@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from segscse import nets
 from segscse.attention import ATTENTION, BLOCKS
 from segscse.errors import InputError
-from segscse.nets import UNet as exported_unet
 from segscse.nets.unet import POSITIONS, UNet
 
 GATES = [name for name, block in BLOCKS.items() if block.kind == "gate"]
@@ -173,7 +173,7 @@ class TestRefusals:
 
 
 def test_the_package_exports_the_unet():
-    assert exported_unet is UNet
+    assert nets.UNet is UNet
 
 
 def test_aliases_build_the_same_network_as_their_canonical_name():

@@ -284,7 +284,7 @@ def test_a_label_that_no_validation_case_has_does_not_stop_the_run(tmp_path):
 def test_validation_cases_without_any_foreground_leave_the_dice_undefined(tmp_path):
     dataset = write_dataset(tmp_path / "data")
     for case in make_split(open_dataset(dataset).cases, 0).validation:
-        image, label = tiny_case(int(case[-1]))
+        _, label = tiny_case(int(case[-1]))
         write_nifti(dataset / "labelsTr" / f"{case}.nii.gz", np.zeros_like(label), np.diag([-1.0, -1.0, 1.0, 1.0]))
     run = train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
     assert run.dice is None

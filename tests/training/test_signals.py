@@ -27,9 +27,14 @@ def test_the_second_sigint_has_its_usual_effect():
 
 def test_handlers_are_put_back_also_after_an_error():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(RuntimeError, match="boom"), stop_on_signals(StopRequest()):
-        assert signal.getsignal(signal.SIGINT) is not before[0]
-        raise RuntimeError("boom")
+
+    def work():
+        with stop_on_signals(StopRequest()):
+            assert signal.getsignal(signal.SIGINT) is not before[0]
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        work()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
