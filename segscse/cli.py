@@ -261,8 +261,7 @@ def demo(*, out: Path = Path("demo"), budget: str = "100s", seed: int = 0) -> No
     """
     from segscse.demo import run_demo
 
-    with _bar(_console(), "predicting") as progress:
-        summary = run_demo(out, budget=budget, seed=seed, say=_say, console=_console(), progress=progress)
+    summary = run_demo(out, budget=budget, seed=seed, say=_say, console=_console())
     _say_scores(summary, out / "evaluation")
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from segscse.config import load_config
 from segscse.data.phantom import make_phantom_dataset
-from segscse.data.prepare import Progress
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
 from segscse.inference.predictor import load, predict_files
@@ -27,7 +26,6 @@ def run_demo(
     seed: int,
     say: Callable[[str], None],
     console: Console,
-    progress: Progress,
     cases: int = 20,
     test_cases: int = 4,
 ) -> dict[str, Any]:
@@ -39,7 +37,6 @@ def run_demo(
         seed: of the phantoms and of the training.
         say: takes one line of news.
         console: where training draws.
-        progress: called with the number of cases predicted and their total.
         cases: number of phantoms to train and validate on.
         test_cases: number of held-out phantoms.
 
@@ -53,7 +50,7 @@ def run_demo(
     run = train_run(dataset, out / "run", config, fold=0, console=console)
     say(f"trained {run.steps} steps: {run.folder}")
     predictor = load(run.folder)
-    predict_files(predictor, [dataset / "imagesTs"], out / "predictions", progress=progress)
+    predict_files(predictor, [dataset / "imagesTs"], out / "predictions")
     table = evaluate_folders(
         out / "predictions",
         dataset / "labelsTs",

@@ -85,97 +85,103 @@ def train_run(
     for warning in planned.warnings:
         console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
-    record = _record(planned, split, device, precision)
+    setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
     if resume:
-        _refuse_other_data(folder, record)
-    keeper = _fit(planned, split, config, folder, device, precision, record, console, resume=resume)
+        _refuse_other_data(folder, setup.record)
+    keeper = _fit(setup, console, resume=resume)
     dice = keeper.best if math.isfinite(keeper.best) else None
     return Run(folder, dice, keeper.clock.step, split, planned)
 
 
-def _fit(
-    planned: PlannedDataset,
-    split: Split,
-    config: ExperimentConfig,
-    folder: Path,
-    device: torch.device,
-    precision: str,
-    record: dict[str, Any],
-    console: Console,
-    *,
-    resume: bool,
-) -> RunKeeper:
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What a run starts from, decided and checked."""
+
+    folder: Path
+    config: ExperimentConfig
+    planned: PlannedDataset
+    split: Split
+    device: torch.device
+    precision: str
+    record: dict[str, Any]
+
+
+def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
+    """Train until the clock or a signal says stop; return the keeper, which knows the best Dice."""
     _quiet_lightning()
+    config, folder, plan = setup.config, setup.folder, setup.planned.plan
     pl.seed_everything(config.train.seed, workers=True, verbose=False)
     clock = RunClock(parse_duration(config.train.budget), config.train.max_steps, config.train.validations)
-    arguments = network_arguments(planned.plan, config.model)
-    network = network_to_channels_last(build_unet(arguments), planned.plan.spatial_dims)
-    module = SegModule(network, planned.plan, config.optim, clock)
+    arguments = network_arguments(plan, config.model)
+    network = network_to_channels_last(build_unet(arguments), plan.spatial_dims)
     with console.status("preprocessing"):
-        data = _data(planned, split, config, folder, clock)
+        data = _data(setup, clock)
     # Everything that can be refused has been: from here on there is a run.
     save_config(folder / "config.yaml", config)
     if not resume:
-        write_json(folder / "plan.json", planned.plan.to_json())
-        write_json(folder / "run.json", record)
+        write_json(folder / "plan.json", plan.to_json())
+        write_json(folder / "run.json", setup.record)
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
-
-    def save(weights: dict[str, torch.Tensor], scores: dict[str, Any]) -> None:
-        provenance = {
-            **record,
-            "step": clock.step,
-            "validation": scores,
-            "config": to_builtin(asdict(config)),
-        }
-        save_model(folder / "model", ModelFolder(planned.plan, arguments, provenance, weights))
-
-    columns = ["step", "seconds", "progress", "lr", "train_loss", "val_dice"]
-    columns += [f"val_dice_{label}" for label, _ in planned.plan.labels[1:]]
-    request = StopRequest()
-    keeper = RunKeeper(
-        folder,
-        clock,
-        MetricsTable(folder / "metrics.csv", columns),
-        request,
-        save,
-        ema=ema,
-        checkpoint_every_s=parse_duration(config.train.checkpoint_every),
-        patience=config.train.patience,
-    )
-    trainer = pl.Trainer(
-        accelerator=device.type if device.type != "cuda" else "gpu",
-        devices=1,
-        precision=LIGHTNING_PRECISION[precision],  # type: ignore[arg-type]
-        max_epochs=-1,
-        # The average comes first, so that the keeper's checkpoints hold it up to their own step.
-        callbacks=[*([ema] if ema else []), keeper, RunProgress(clock, console)],
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        gradient_clip_val=config.optim.clip_norm,
-        num_sanity_val_steps=0,
-        limit_val_batches=1.0 if split.validation else 0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=10**9,
-        default_root_dir=folder,
-    )
+    keeper = _keeper(setup, clock, arguments, ema)
+    # The average comes first, so that the keeper's checkpoints hold it up to their own step.
+    trainer = _trainer(setup, [*([ema] if ema else []), keeper, RunProgress(clock, console)])
+    module = SegModule(network, plan, config.optim, clock)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
     except SystemExit as error:  # Lightning's answer to signals that the keeper does not see, such as a second SIGINT
         number = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else signal.SIGTERM
         raise Interrupted(number, f"stopped at once, at step {clock.step} (run folder: {folder})") from error
-    if request.signum is not None:  # it came after the last step
-        raise Interrupted(request.signum, f"stopped when the run had ended (run folder: {folder})")
+    if keeper.stop.signum is not None:  # it came after the last step
+        raise Interrupted(keeper.stop.signum, f"stopped when the run had ended (run folder: {folder})")
     return keeper
 
 
-def _data(
-    planned: PlannedDataset, split: Split, config: ExperimentConfig, folder: Path, clock: RunClock
-) -> SegDataModule:
+def _keeper(setup: _Setup, clock: RunClock, arguments: dict[str, Any], ema: EmaWeights | None) -> RunKeeper:
+    config, folder, plan = setup.config, setup.folder, setup.planned.plan
+
+    def save(weights: dict[str, torch.Tensor], scores: dict[str, Any]) -> None:
+        chosen = {"step": clock.step, "validation": scores, "config": to_builtin(asdict(config))}
+        save_model(folder / "model", ModelFolder(plan, arguments, {**setup.record, **chosen}, weights))
+
+    columns = ["step", "seconds", "progress", "lr", "train_loss", "val_dice"]
+    columns += [f"val_dice_{label}" for label, _ in plan.labels[1:]]
+    return RunKeeper(
+        folder,
+        clock,
+        MetricsTable(folder / "metrics.csv", columns),
+        StopRequest(),
+        save,
+        ema=ema,
+        checkpoint_every_s=parse_duration(config.train.checkpoint_every),
+        patience=config.train.patience,
+    )
+
+
+def _trainer(setup: _Setup, callbacks: list[pl.Callback]) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator=setup.device.type,
+        devices=1,
+        precision=LIGHTNING_PRECISION[setup.precision],  # type: ignore[arg-type]
+        max_epochs=-1,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(setup.folder, name="tensorboard", version=""),
+        gradient_clip_val=setup.config.optim.clip_norm,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if setup.split.validation else 0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=10**9,
+        default_root_dir=setup.folder,
+    )
+
+
+def _data(setup: _Setup, clock: RunClock) -> SegDataModule:
+    planned, split, config = setup.planned, setup.split, setup.config
     ids = {*split.training, *split.validation}
     cases = [case for case in planned.index.cases if case.id in ids]
-    store = CaseStore(cases, planned.plan, folder / "cache", config.data.cache_gb)
+    store = CaseStore(cases, planned.plan, setup.folder / "cache", config.data.cache_gb)
     store.prepare()
     shapes = store.shapes()
     sampler = PatchSampler(

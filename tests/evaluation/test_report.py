@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 import segscse as ss
 from segscse.data.io import Volume
 from segscse.errors import InputError
+from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.overlays import label_colour, plot_overlay
 from segscse.evaluation.report import render_report
-from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import evaluate
 
 from .conftest import AFFINE, blocks
