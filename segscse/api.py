@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ from rich.console import Console
 
 from segscse.config import ExperimentConfig, load_config
 from segscse.data.plan import Plan
-from segscse.data.prepare import Progress, plan_dataset
+from segscse.data.prepare import plan_dataset
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
 from segscse.inference.predictor import load
 from segscse.training.run import Run, train_run
+from segscse.types import Progress
 
 
 def plan(
@@ -33,7 +33,7 @@ def plan(
     Raises:
         InputError: the data set or the configuration has errors.
     """
-    return plan_dataset(dataset, _config(config, None), labels=labels).plan
+    return plan_dataset(dataset, _config(config), labels=labels).plan
 
 
 def train(
@@ -46,7 +46,7 @@ def train(
     fold: int | None = 0,
     resume: bool = False,
 ) -> Run:
-    """Train one fold and return its run.
+    """Train one fold, segment and score its validation cases into `<out>/validation`, and return the run.
 
     Args:
         dataset: a data set, as for `segscse train`.
@@ -61,25 +61,30 @@ def train(
         InputError: something given cannot be used.
         Interrupted: a signal stopped the run; continue it with `resume=True`.
     """
-    return train_run(
+    chosen = _config(config)
+    run = train_run(
         dataset,
         Path(out),
-        _config(config, budget),
+        chosen,
         labels=labels,
         fold=fold,
+        budget=budget,
         resume=resume,
         console=Console(stderr=True),
     )
+    if run.split.validation:
+        validate_run(run, device=chosen.train.device)
+    return run
 
 
-def _config(config: str | Path | ExperimentConfig | None, budget: str | None) -> ExperimentConfig:
-    if not isinstance(config, ExperimentConfig):
-        config = load_config(*([config] if config is not None else []))
-    return config if budget is None else replace(config, train=replace(config.train, budget=budget, max_steps=None))
+def _config(config: str | Path | ExperimentConfig | None) -> ExperimentConfig:
+    return config if isinstance(config, ExperimentConfig) else load_config(*([config] if config is not None else []))
 
 
 def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = None) -> dict[str, Any]:
     """Segment a run's validation cases on their own grids and score them into `<run>/validation`.
+
+    The exported model is the best of the run's validations on these same cases, so the score is a little optimistic.
 
     Args:
         run: a finished run.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from segscse.errors import InputError, Interrupted, SegscseError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from segscse.data.prepare import Progress
+    from segscse.types import Progress
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Labels = Annotated[Path | None, Parameter(name="--labels")]
@@ -42,7 +42,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; errors become one line on standard error.
 
-    `--debug` anywhere shows the traceback instead.
+    `--debug` anywhere shows the traceback, too.
     """
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except (SegscseError, cyclopts.CycloptsError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         sys.stderr.write(f"segscse: {one_line(error)}\n")
         return 128 + error.signum if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
         return 130
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         sys.stderr.write(f"segscse: internal error: {type(error).__name__}: {one_line(error)} (see --debug)\n")
         return 1
     return int(code or 0)
@@ -144,7 +144,7 @@ def train(
         dataset: As for `segscse check`.
         out: Run folder. Default: runs/<data set>_<2d|3d>_fold<fold>.
         fold: Number of the cross-validation fold, or `all` to train on every case.
-        budget: Time for training, such as 90s, 20m or 2h; short for --train.budget.
+        budget: Time for training, such as 90s, 20m or 2h; wins over train.budget and train.max_steps.
         resume: Continue the run in --out.
         labels: Folder of label maps that pair with the images by name.
         config: YAML files of settings, merged in order; flags win over them.
@@ -153,11 +153,18 @@ def train(
     from segscse.api import validate_run
     from segscse.training.run import train_run
 
-    if budget is not None:
-        experiment = replace(experiment, train=replace(experiment.train, budget=budget, max_steps=None))
     name = dataset.resolve().name.removesuffix(".csv")
     folder = out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_fold{fold}"
-    run_ = train_run(dataset, folder, experiment, labels=labels, fold=_fold(fold), resume=resume, console=_console())
+    run_ = train_run(
+        dataset,
+        folder,
+        experiment,
+        labels=labels,
+        fold=_fold(fold),
+        budget=budget,
+        resume=resume,
+        console=_console(),
+    )
     _say(f"trained {run_.steps} steps: {run_.folder}")
     if run_.split.validation:
         with _bar(_console(), "validating") as progress:
@@ -180,10 +187,10 @@ def predict(
 
     Args:
         model: Run folder or model folder.
-        inputs: Images, or folders of images.
+        inputs: Images, folders of images, or CSV files (case,image[,image2...]).
         out: Folder for the label maps, <case>.nii.gz.
         tta: Average over mirrored inputs: better by a little, up to 8 times slower.
-        probabilities: Also write <case>_probabilities.nii.gz, (X, Y, Z, label) float32.
+        probabilities: Also write probabilities/<case>.nii.gz, (X, Y, Z, label) float32.
         device: Where to run.
     """
     from segscse.inference.predictor import load, predict_files

@@ -70,7 +70,7 @@ class DataConfig:
     spacing_mm: tuple[float, float, float] | None = None
     """Voxel size to train at, in canonical axis order (R, A, S); planned from the data if not given."""
     max_patch_voxels: int = 300_000
-    """Upper limit to a 3D patch; 2D patches take whole slices up to 512 x 512."""
+    """Size that a 3D patch may have, give or take a quarter for rounding; 2D patches take slices up to 512 x 512."""
     batch_size: int | None = None
     """Patches a step; planned if not given."""
     folds: int = 5
@@ -109,7 +109,7 @@ class AugmentConfig:
     spatial_p: float = 0.3
     """Probability of a rotation, and of a zoom."""
     mirror: bool = True
-    """Mirror along the axes that the plan allows."""
+    """Mirror along every axis whose directions no label's name tells apart, in training and with --tta."""
     noise_p: float = 0.1
     """Probability of Gaussian noise."""
     blur_p: float = 0.1

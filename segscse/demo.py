@@ -10,6 +10,7 @@ from rich.console import Console
 
 from segscse.config import load_config
 from segscse.data.phantom import make_phantom_dataset
+from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
 from segscse.inference.predictor import load, predict_files
@@ -44,6 +45,8 @@ def run_demo(
         InputError: `out` cannot be used.
         Interrupted: a signal stopped the training.
     """
+    if (out / "run").exists():
+        raise InputError("holds a demonstration already", file=out, remedy="Remove it or choose another --out")
     config = load_config(SETTINGS, overrides={"train": {"budget": budget, "seed": seed}})
     dataset = make_phantom_dataset(out / "phantoms", cases=cases, test_cases=test_cases, seed=seed)
     say(f"phantom scans: {dataset}")

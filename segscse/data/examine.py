@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spa
 from segscse.data.index import Case, DatasetIndex
 from segscse.data.io import Volume, read_image, read_labels
 from segscse.errors import InputError
+from segscse.types import Progress
 
 FOREGROUND_SAMPLES = 2000
 
@@ -56,7 +57,7 @@ class CaseFacts:
 
 
 def examine_dataset(
-    index: DatasetIndex, *, workers: int = 2, progress: Callable[[int, int], None] | None = None
+    index: DatasetIndex, *, workers: int = 2, progress: Progress | None = None
 ) -> tuple[tuple[CaseFacts, ...], tuple[Finding, ...]]:
     """Read every case once; return the facts of the good ones and every finding of all of them."""
     findings = [Finding("error", *problem, "Add or remove the file") for problem in index.problems]

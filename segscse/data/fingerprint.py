@@ -62,10 +62,10 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
     for fact in facts:
         for label, count in fact.label_counts.items():
             voxels[label] = voxels.get(label, 0) + count
-    labels = dict(index.labels) or {label: f"label_{label}" for label in sorted(voxels)}
-    labels = {0: labels.get(0, "background") if index.labels else "background", **labels}
-    if not index.labels:
-        labels[0] = "background"
+    labels = dict(index.labels)
+    if not labels:
+        labels = {label: f"label_{label}" for label in voxels} | {0: "background"}
+    labels.setdefault(0, "background")
     names = index.channels or tuple(f"channel_{number}" for number in range(facts[0].n_channels))
     content = digest([(fact.case, fact.content, sorted(fact.label_counts.items())) for fact in facts])
     return Fingerprint(

@@ -52,6 +52,21 @@ def affine_problem(affine: np.ndarray) -> str | None:
     return None
 
 
+def orthogonal(affine: np.ndarray) -> np.ndarray:
+    """Return the `(4, 4)` affine with its axes at right angles: the nearest rotation, by polar decomposition.
+
+    Headers round their direction cosines. Resampling along voxel axes, there and back, then needs no shear, and a
+    label map returns to the voxels that it was made from.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    u, _, v = np.linalg.svd(affine[:3, :3] / spacing)
+    if np.allclose(u @ v * spacing, affine[:3, :3], rtol=0, atol=1e-9):
+        return affine
+    out = affine.copy()
+    out[:3, :3] = u @ v * spacing
+    return out
+
+
 def to_canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Flip and permute a `(X, Y, Z, ...)` array so that its axes run closest to right, anterior, superior."""
     orientation = nib.io_orientation(affine)

@@ -134,12 +134,17 @@ def _declared_labels(labels: Any, file: Path) -> dict[int, str]:
             file=file,
             remedy="Give single ids",
         )
+    if "ignore" in {str(name).lower() for pair in labels.items() for name in pair}:
+        raise InputError("an ignore label is not supported", file=file, remedy="Remove it from labels and label maps")
     try:
         if all(str(key).lstrip("-").isdigit() for key in labels):
             return {int(key): str(name) for key, name in labels.items()}
-        return {int(value): str(name) for name, value in labels.items()}
+        ids = [int(str(value)) for value in labels.values()]
     except (TypeError, ValueError) as error:
         raise problem from error
+    if len(set(ids)) < len(ids):
+        raise InputError("two labels have one id", file=file, remedy="Give each label its own id")
+    return {number: str(name) for number, name in zip(ids, labels, strict=True)}
 
 
 def _inside(root: Path, item: Any, file: Path) -> Path:
@@ -187,7 +192,8 @@ def _nnunet_cases(root: Path, channels: int) -> tuple[tuple[Case, ...], tuple[tu
     return tuple(cases), tuple(problems)
 
 
-def _from_csv(path: Path) -> DatasetIndex:
+def _csv_rows(path: Path, *, labelled: bool) -> tuple[list[dict[str, str]], list[str]]:
+    """Return the lines of a CSV of cases and the names of its image columns, in the header's order."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
@@ -196,19 +202,27 @@ def _from_csv(path: Path) -> DatasetIndex:
     columns = list(rows[0]) if rows else []
     image_columns = [name for name in columns if name and re.fullmatch(r"image\d*", name)]
     unknown = [str(name) for name in columns if name not in image_columns and name not in CSV_COLUMNS]
-    missing = [name for name in ("case", "image", "label") if name not in columns]
+    needed = ("case", "image", "label") if labelled else ("case", "image")
+    missing = [name for name in needed if name not in columns]
     if unknown or missing:
         raise InputError(
             f"columns must be case,image[,image2...],label[,subject]; missing: {missing}, unknown: {unknown}",
             file=path,
             remedy="Correct the header line",
         )
-    cases, problems = [], []
+    filled = ("case", *image_columns, *(("label",) if labelled else ()))
     for line, row in enumerate(rows, start=2):
         if None in row:
             raise InputError(f"line {line} has more fields than the header", file=path, remedy="Quote commas in names")
-        if not row["case"] or any(not row[name] for name in (*image_columns, "label")):
+        if any(not row[name] for name in filled):
             raise InputError(f"line {line} has an empty field", file=path, remedy="Fill or remove the line")
+    return rows, image_columns
+
+
+def _from_csv(path: Path) -> DatasetIndex:
+    rows, image_columns = _csv_rows(path, labelled=True)
+    cases, problems = [], []
+    for line, row in enumerate(rows, start=2):
         files = [path.parent / row[name] for name in (*image_columns, "label")]
         case = Case(row["case"], tuple(files[:-1]), files[-1], row.get("subject") or row["case"])
         cases.append(case)
@@ -247,16 +261,26 @@ def _from_folders(root: Path, images_folder: Path, labels_folder: Path) -> Datas
 
 
 def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]:
-    """Return the cases to predict, name to channel files, from image files and folders.
+    """Return the cases to predict, name to channel files, from image files, folders and CSV files.
 
-    In a folder whose files all end in four digits, `_0000` among them, these number the channels of a case.
+    Where the files of a folder, or all files given singly, end in four digits, `_0000` among them, these number the
+    channels of a case. A CSV has the columns `case,image[,image2...]`; others are left aside.
 
     Raises:
         InputError: nothing found, or a case without all its channels.
     """
     cases: dict[str, tuple[Path, ...]] = {}
+    single: dict[str, Path] = {}
+    sources = []
     for path in paths:
-        found = _folder_inputs(path, channels) if path.is_dir() else {image_stem(path): (path,)}
+        if path.is_dir():
+            sources.append(_grouped(list_images(path), channels))
+        elif path.suffix == ".csv":
+            sources.append(_csv_inputs(path))
+        elif single.setdefault(image_stem(path), path) != path:
+            raise InputError(f"two inputs are named {image_stem(path)!r}", file=path, remedy="Predict them separately")
+    sources.append(_grouped(single, channels))
+    for found in sources:
         for name, files in found.items():
             if name in cases:
                 raise InputError(f"two inputs are named {name!r}", file=files[0], remedy="Predict them separately")
@@ -269,8 +293,12 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     return cases
 
 
-def _folder_inputs(folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
-    images = list_images(folder)
+def _csv_inputs(path: Path) -> dict[str, tuple[Path, ...]]:
+    rows, image_columns = _csv_rows(path, labelled=False)
+    return {row["case"]: tuple(path.parent / row[name] for name in image_columns) for row in rows}
+
+
+def _grouped(images: dict[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
     numbered = {stem: re.fullmatch(r"(.+)_(\d{4})", stem) for stem in images}
     groups: dict[str, dict[int, Path]] = {}
     for stem, match in numbered.items():
@@ -283,7 +311,7 @@ def _folder_inputs(folder: Path, channels: int) -> dict[str, tuple[Path, ...]]:
         if list(files) not in ([0], list(range(channels))):
             raise InputError(
                 f"case {name!r} has the channel files {list(files)}, the model takes {list(range(channels))}",
-                file=folder,
+                file=next(iter(files.values())),
                 remedy="Add the missing channel or remove the others",
             )
     return {name: tuple(files.values()) for name, files in groups.items()}

@@ -23,7 +23,7 @@ MAX_SLICE_EDGE = 512
 STEP_VOXELS = 180_000
 AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")
 SIDES = (
-    frozenset({"left", "right", "lh", "rh"}),
+    frozenset({"left", "right", "lh", "rh", "l", "r"}),
     frozenset({"anterior", "posterior", "ventral", "dorsal"}),
     frozenset({"superior", "inferior", "upper", "lower", "cranial", "caudal"}),
 )
@@ -165,7 +165,7 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
         channels=tuple(channel.name for channel in fingerprint.channels),
         normalisation=tuple(_normalisation(channel, config, reasons) for channel in fingerprint.channels),
         labels=tuple(fingerprint.labels.items()),
-        mirror_axes=_mirror_axes(fingerprint.labels, axes, reasons),
+        mirror_axes=_mirror_axes(fingerprint.labels, axes, reasons) if config.augment.mirror else (),
         reasons=tuple(reasons),
     )
 

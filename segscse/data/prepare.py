@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from segscse.data.fingerprint import Fingerprint, make_fingerprint
 from segscse.data.index import DatasetIndex, open_dataset
 from segscse.data.plan import Plan, make_plan
 from segscse.errors import InputError
-
-Progress = Callable[[int, int], None]
+from segscse.types import Progress
 
 
 @dataclass(frozen=True, slots=True)

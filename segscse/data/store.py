@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from segscse.data.index import Case
 from segscse.data.plan import Plan
 from segscse.data.transforms import PREPROCESSING_VERSION, preprocess
 from segscse.files import atomic_path, digest
+from segscse.types import Progress
 
 # Enough places per class to sample from, few enough to keep for every case.
 PLACES_PER_CLASS = 2000
@@ -57,7 +58,7 @@ class CaseStore:
         self._ready: dict[str, StoredCase] = {}
         self._used = 0.0
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def prepare(self, progress: Progress | None = None) -> None:
         """Preprocess every case that is not ready yet.
 
         Raises:

@@ -21,7 +21,7 @@ from monai.transforms import (
 )
 
 from segscse.data.examine import intensity_problem, read_channels
-from segscse.data.geometry import affine_problem
+from segscse.data.geometry import affine_problem, orthogonal
 from segscse.data.io import Volume, read_labels
 from segscse.data.plan import Normalisation, Plan
 from segscse.errors import InputError
@@ -77,9 +77,10 @@ class ChannelReader(ImageReader):
     def get_data(self, img: tuple[np.ndarray, Volume]) -> tuple[np.ndarray, dict[str, Any]]:
         """Return the array and the metadata that MONAI's transforms go by."""
         array, volume = img
+        affine = orthogonal(volume.affine)
         return np.array(array, np.float32, order="C"), {
-            "affine": volume.affine,
-            "original_affine": volume.affine,
+            "affine": affine,
+            "original_affine": affine,
             "spatial_shape": np.array(array.shape[1:]),
             "original_channel_dim": 0,
             "space": "RAS",
@@ -169,7 +170,7 @@ def preprocess_array(array: np.ndarray, affine: np.ndarray, plan: Plan) -> Prepa
     source = Volume(array, affine)
     # A copy, so that no transform writes into the caller's array.
     copied = np.array(check_channels(channels, source, plan), np.float32, order="C")
-    return _run({"image": MetaTensor(torch.from_numpy(copied), affine=torch.tensor(affine))}, source, plan)
+    return _run({"image": MetaTensor(torch.from_numpy(copied), affine=torch.tensor(orthogonal(affine)))}, source, plan)
 
 
 def check_channels(channels: np.ndarray, source: Volume, plan: Plan) -> np.ndarray:

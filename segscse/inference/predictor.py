@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from segscse.inference.restore import restore, restore_probabilities
 from segscse.inference.sliding_window import predict_volume
 from segscse.nets.build import build_unet
 from segscse.nets.dims import channels_last, network_to_channels_last
+from segscse.types import Progress
 
-Progress = Callable[[int, int], None]
 ArrayImage = tuple[np.ndarray, np.ndarray]
 
 
@@ -73,7 +73,7 @@ class Predictor:
         self.provenance = provenance
         self.device = device
         self.mirror = mirror
-        self.precision = pick_precision("auto", device)
+        self.precision = pick_precision(_trained_precision(provenance), device)
         self.network = network_to_channels_last(network.eval().to(device), plan.spatial_dims)
 
     def predict(
@@ -166,7 +166,7 @@ def predict_files(
 ) -> tuple[list[Path], list[Failure]]:
     """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
 
-    Probabilities go to `out/<case>_probabilities.nii.gz`, `(X, Y, Z, K)` float32.
+    Probabilities go to `out/probabilities/<case>.nii.gz`, `(X, Y, Z, K)` float32.
 
     Raises:
         InputError: no inputs, or `out` is where the inputs lie.
@@ -179,13 +179,21 @@ def predict_files(
             segmentation = predictor.predict(list(files), probabilities=probabilities)
             segmentation.save(out / f"{name}.nii.gz")
             if segmentation.probabilities is not None:
-                write_image(out / f"{name}_probabilities.nii.gz", segmentation.probabilities, segmentation.source)
+                file = out / "probabilities" / f"{name}.nii.gz"
+                write_image(file, segmentation.probabilities, segmentation.source)
             written.append(out / f"{name}.nii.gz")
-        except InputError as error:
-            failures.append(Failure(name, str(error)))
+        except (InputError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError when memory runs out
+            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            failures.append(Failure(name, reason))
         if progress is not None:
             progress(done, len(cases))
     return written, failures
+
+
+def _trained_precision(provenance: Mapping[str, Any]) -> Literal["auto", "bf16", "fp32"]:
+    """Return `fp32` for a model that its maker asked to train in 32 bit, else `auto`."""
+    train = provenance.get("config", {}).get("train", {})
+    return "fp32" if train.get("precision") == "fp32" else "auto"
 
 
 def as_labels_of(ids: np.ndarray, plan: Plan) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from segscse.data.geometry import axis_map, canonical_grid, from_canonical
+from segscse.data.geometry import axis_map, canonical_grid, from_canonical, orthogonal
 from segscse.data.transforms import Prepared
 
 # Voxels of float32 logits that are interpolated at once: 256 MB.
@@ -41,7 +41,7 @@ def restore_probabilities(logits: torch.Tensor, prepared: Prepared) -> tuple[np.
 
 
 def _resample(logits: torch.Tensor, prepared: Prepared, *, probabilities: bool) -> tuple[np.ndarray, np.ndarray]:
-    shape, affine = canonical_grid(prepared.source.array.shape, prepared.source.affine)
+    shape, affine = canonical_grid(prepared.source.array.shape, orthogonal(prepared.source.affine))
     scale, offset = axis_map(prepared.affine, affine)
     places = [scale[axis] * np.arange(shape[axis]) + offset[axis] for axis in range(3)]
     inside = [(place >= -0.5) & (place <= extent - 0.5) for place, extent in zip(places, logits.shape[1:], strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from segscse.attention import block_options
+from segscse.attention import block_options, build_attention
 from segscse.config import AttentionConfig, ModelConfig
 from segscse.data.plan import Plan
 from segscse.nets.unet import POSITIONS, UNet
@@ -24,6 +24,17 @@ def network_arguments(plan: Plan, config: ModelConfig) -> dict[str, Any]:
         "block": config.block,
         "deep_supervision": config.deep_supervision,
     }
+
+
+def check_attention(config: ModelConfig) -> None:
+    """Refuse attention names that no block has, before any data are read.
+
+    Raises:
+        InputError: the name is unknown, or the block is none for this number of spatial axes.
+    """
+    for position in POSITIONS:
+        name, options = _spec(position, config.attention)
+        build_attention(name, config.base_features, spatial_dims=config.spatial_dims, **options)
 
 
 def build_unet(arguments: Mapping[str, Any]) -> UNet:

@@ -37,7 +37,7 @@ class UNet(nn.Module):
         deep_supervision: in training mode, return a list of logits, finest first, instead of one tensor.
 
     Raises:
-        InputError: lengths differ, or a name is unknown.
+        InputError: lengths differ, the first stride is not 1, a kernel is even, or a name is unknown.
     """
 
     def __init__(
@@ -57,6 +57,10 @@ class UNet(nn.Module):
         check_spatial_dims(spatial_dims)
         steps = _per_stage("strides", strides, [1] + [2] * (len(features) - 1), spatial_dims)
         kernels = _per_stage("kernel_sizes", kernel_sizes, [3] * len(features), spatial_dims)
+        if set(steps[0]) != {1}:
+            raise InputError(f"the first stage has stride 1, so that logits have the input's size; got {steps[0]}")
+        if even := [kernel for kernel in kernels if any(size % 2 == 0 for size in kernel)]:
+            raise InputError(f"kernel sizes must be odd, so that a convolution keeps the size; got {even[0]}")
         if block not in BLOCKS:
             raise choose("block", block, BLOCKS)
         gates = _attention_by_position(attention)

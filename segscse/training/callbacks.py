@@ -119,9 +119,11 @@ class RunKeeper(Callback):
         """Count the step; log, save or stop when it is time."""
         loss = outputs["loss"].detach()
         if not torch.isfinite(loss):
+            model = self.folder / "model"
+            kept = f"the last good model is in {model}" if model.is_dir() else "there is no model yet"
             raise SegscseError(
-                f"the loss became {float(loss)} at step {self.clock.step + 1}; the last good model is in "
-                f"{self.folder}. Lower optim.lr or set train.precision to fp32."
+                f"the loss became {float(loss)} at step {self.clock.step + 1}; {kept}. "
+                "Lower optim.lr or set train.precision to fp32."
             )
         self.clock.finish_step()
         self._losses.append(loss)
@@ -168,7 +170,7 @@ class RunKeeper(Callback):
 
     def _stop(self, module: pl.LightningModule) -> None:
         """Leave a usable model and end the run."""
-        if not (self.folder / "model" / "model.json").is_file():
+        if not self.clock.validations_done:
             self._export(module, {"val_dice": None})
         assert self.stop.signum is not None  # a true request has one
         raise Interrupted(

@@ -41,6 +41,7 @@ class RunClock:
     validations_done: int = 0
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     _mark: float | None = None
+    _fresh: int = 0
 
     def start(self) -> None:
         """Start counting; what came before (set-up, a pause before a resume) is not the run's time."""
@@ -58,7 +59,8 @@ class RunClock:
         """Count one optimiser step."""
         seconds = self.lap()
         self.step += 1
-        if self.step > WARM_UP_STEPS or self.max_steps is not None:
+        self._fresh += 1
+        if self._fresh > WARM_UP_STEPS or self.max_steps is not None:
             self._recent.append(seconds)
         if self.max_steps is not None:
             self.progress = min(1.0, self.step / self.max_steps)
@@ -110,6 +112,7 @@ class RunClock:
         if saved != length:
             used = self.elapsed_s / self.budget_s if self.max_steps is None else self.step / self.max_steps
             self.progress = min(1.0, used)
+            self.validations_done = min(self.validations_done, int(self.progress * self.validations))
 
     def _validations_left(self) -> int:
         return max(0, self.validations - self.validations_done)

@@ -21,8 +21,7 @@ from segscse.training.schedule import build_optimizer, lr_factor
 class SegModule(pl.LightningModule):
     """Trains a network on patches and validates it on whole volumes.
 
-    Logs `train_loss` and `lr` per step, `val_dice` (mean over cases of each label, then over labels) and
-    `val_dice_<label>` per validation.
+    Logs `val_dice` (mean over cases of each label, then over labels) and `val_dice_<label>` per validation.
 
     Args:
         network: maps `(B, C, *S)` to logits, or to a list of them in training mode.
@@ -37,6 +36,7 @@ class SegModule(pl.LightningModule):
         self.plan = plan
         self.optim = optim
         self.clock = clock
+        self.made_up: list[torch.Tensor] = []
         self.dice = DiceMetric(include_background=False, reduction="none", num_classes=len(plan.labels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,10 +48,7 @@ class SegModule(pl.LightningModule):
         factor = lr_factor(self.optim, self.clock.progress)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.optim.lr * factor
-        loss = deep_supervision_loss(self.forward(batch["image"]), batch["label"])
-        self.log("train_loss", loss.detach())
-        self.log("lr", self.optim.lr * factor)
-        return loss
+        return deep_supervision_loss(self.forward(batch["image"]), batch["label"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Segment one whole volume and add it to the Dice."""
@@ -62,12 +59,20 @@ class SegModule(pl.LightningModule):
             slice_axis=self.plan.slice_axis,
             batch_size=self.plan.batch_size,
         )
-        self.dice(y_pred=logits.argmax(dim=0)[None, None], y=batch["label"][None, None].long())
+        predicted, reference = logits.argmax(dim=0), batch["label"].long()
+        self.dice(y_pred=predicted[None, None], y=reference[None, None])
+        counts = [map_.flatten().bincount(minlength=len(self.plan.labels))[1:] for map_ in (predicted, reference)]
+        self.made_up.append((counts[0] > 0) & (counts[1] == 0))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean Dice; a label that no validation case has or predicts does not count."""
-        per_label = torch.nanmean(torch.as_tensor(self.dice.aggregate()), dim=0)
+        """Log the mean Dice over the cases that have a label or wrongly predict it.
+
+        MONAI leaves out cases without the label whatever was predicted there; a made-up structure is 0 here.
+        """
+        scores = torch.as_tensor(self.dice.aggregate())
+        per_label = torch.nanmean(scores.masked_fill(torch.stack(self.made_up), 0.0), dim=0)
         self.dice.reset()
+        self.made_up.clear()
         for (label, _), value in zip(self.plan.labels[1:], per_label, strict=True):
             self.log(f"val_dice_{label}", value)
         self.log("val_dice", torch.nanmean(per_label))

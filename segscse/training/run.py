@@ -7,6 +7,8 @@ import math
 import os
 import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from rich.console import Console
 
 from segscse.config import ExperimentConfig, TrainConfig, load_config, parse_duration, save_config, to_builtin
 from segscse.data.datamodule import SegDataModule
+from segscse.data.plan import load_plan, save_plan
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.sampling import PatchSampler, cut_size
 from segscse.data.split import Split, make_split
@@ -27,14 +30,26 @@ from segscse.errors import InputError, Interrupted
 from segscse.files import read_json, write_json
 from segscse.hardware import pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
-from segscse.nets.build import build_unet, network_arguments
+from segscse.nets.build import build_unet, check_attention, network_arguments
 from segscse.nets.dims import network_to_channels_last
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
 from segscse.training.clock import RunClock
 from segscse.training.module import SegModule
 from segscse.training.signals import StopRequest
+from segscse.types import Progress
 
+# What a run leaves before its first checkpoint.
+BEGINNINGS = (
+    "cache",
+    "checkpoints",
+    "config.yaml",
+    "fingerprint.json",
+    "metrics.csv",
+    "plan.json",
+    "run.json",
+    "tensorboard",
+)
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
 
@@ -43,7 +58,8 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: holds `config.yaml`, `plan.json`, `run.json`, `metrics.csv`, `checkpoints/`, `model/`.
+        folder: holds `config.yaml`, `plan.json`, `fingerprint.json`, `run.json`, `metrics.csv`, `checkpoints/`,
+            `model/`.
         dice: best validation Dice during training, on the network's grid; None without validation cases.
         steps: optimiser steps.
         split: which cases were trained and validated on.
@@ -64,10 +80,21 @@ def train_run(
     *,
     labels: str | Path | None = None,
     fold: int | None = 0,
+    budget: str | None = None,
     resume: bool = False,
     console: Console | None = None,
 ) -> Run:
     """Train one fold and leave a run folder.
+
+    Args:
+        dataset: as for `open_dataset`.
+        folder: the run folder; new, or with `resume` the one to continue.
+        config: the experiment; with `resume` the defaults, or what the run was started with.
+        labels: the folder of label maps, when `dataset` is a folder of images.
+        fold: cross-validation fold, or None to train on every case.
+        budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
+        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so.
+        console: where progress is shown; nowhere if not given.
 
     Raises:
         InputError: the data set, the configuration or the folder cannot be used.
@@ -78,16 +105,19 @@ def train_run(
         config = _resumed_config(folder, config)
     else:
         _refuse_used(folder)
+    if budget is not None:
+        config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
+    check_attention(config.model)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
-    with console.status("reading the data set"):
-        planned = plan_dataset(dataset, config, labels=labels)
+    with _counted(console, "reading the data set") as progress:
+        planned = plan_dataset(dataset, config, labels=labels, progress=progress)
     for warning in planned.warnings:
         console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
     setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
     if resume:
-        _refuse_other_data(folder, setup.record)
+        _refuse_other_data(setup)
     keeper = _fit(setup, console, resume=resume)
     dice = keeper.best if math.isfinite(keeper.best) else None
     return Run(folder, dice, keeper.clock.step, split, planned)
@@ -114,12 +144,13 @@ def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
     clock = RunClock(parse_duration(config.train.budget), config.train.max_steps, config.train.validations)
     arguments = network_arguments(plan, config.model)
     network = network_to_channels_last(build_unet(arguments), plan.spatial_dims)
-    with console.status("preprocessing"):
-        data = _data(setup, clock)
+    with _counted(console, "preprocessing") as progress:
+        data = _data(setup, clock, progress)
     # Everything that can be refused has been: from here on there is a run.
     save_config(folder / "config.yaml", config)
     if not resume:
-        write_json(folder / "plan.json", plan.to_json())
+        save_plan(folder / "plan.json", plan)
+        write_json(folder / "fingerprint.json", setup.planned.fingerprint.to_json())
         write_json(folder / "run.json", setup.record)
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
     keeper = _keeper(setup, clock, arguments, ema)
@@ -177,12 +208,12 @@ def _trainer(setup: _Setup, callbacks: list[pl.Callback]) -> pl.Trainer:
     )
 
 
-def _data(setup: _Setup, clock: RunClock) -> SegDataModule:
+def _data(setup: _Setup, clock: RunClock, progress: Progress) -> SegDataModule:
     planned, split, config = setup.planned, setup.split, setup.config
     ids = {*split.training, *split.validation}
     cases = [case for case in planned.index.cases if case.id in ids]
     store = CaseStore(cases, planned.plan, setup.folder / "cache", config.data.cache_gb)
-    store.prepare()
+    store.prepare(progress)
     shapes = store.shapes()
     sampler = PatchSampler(
         store=store,
@@ -221,7 +252,12 @@ def _record(planned: PlannedDataset, split: Split, device: torch.device, precisi
 
 
 def _refuse_used(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Refuse a folder that holds anything but the beginnings of a run that never reached a checkpoint."""
+    if not folder.exists():
+        return
+    names = {item.name for item in folder.iterdir()} if folder.is_dir() else {folder.name}
+    unfinished = names <= set(BEGINNINGS) and not (folder / "checkpoints" / "last.ckpt").exists()
+    if not unfinished:
         raise InputError(
             "already exists and is not empty",
             file=folder,
@@ -230,31 +266,42 @@ def _refuse_used(folder: Path) -> None:
 
 
 def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration that the run was started with; only its length may have changed."""
-    for name in ("config.yaml", "run.json", "checkpoints/last.ckpt"):
+    """Return the configuration that the run was started with; only its length may be another."""
+    for name in ("config.yaml", "plan.json", "run.json", "checkpoints/last.ckpt"):
         if not (folder / name).is_file():
             raise InputError(f"cannot be resumed: it has no {name}", file=folder, remedy="Start it without --resume")
     saved = load_config(folder / "config.yaml")
-    budget, max_steps = config.train.budget, config.train.max_steps
-    asked = replace(saved, train=replace(saved.train, budget=budget, max_steps=max_steps))
-    if config not in (asked, ExperimentConfig(train=TrainConfig(budget=budget, max_steps=max_steps))):
+    budget, steps = saved.train.budget, saved.train.max_steps
+    same_length = replace(config, train=replace(config.train, budget=budget, max_steps=steps))
+    if same_length not in (saved, ExperimentConfig(train=TrainConfig(budget=budget, max_steps=steps))):
         raise InputError(
             "was started with another configuration",
             file=folder,
             remedy="Resume without --config and other settings",
         )
-    return saved if config == ExperimentConfig() else asked
+    return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
 
 
-def _refuse_other_data(folder: Path, record: dict[str, Any]) -> None:
-    saved = read_json(folder / "run.json")
-    for name in ("fingerprint", "fold"):
-        if saved.get(name) != record[name]:
-            raise InputError(
-                f"was started with another {name} ({saved.get(name)}, now {record[name]})",
-                file=folder,
-                remedy="Resume with the data set and the fold that it was started with",
-            )
+def _refuse_other_data(setup: _Setup) -> None:
+    """Refuse to go on with other voxels, another split or another plan than the run was started with."""
+    saved = read_json(setup.folder / "run.json")
+    names = ("fingerprint", "fold", "training_cases", "validation_cases")
+    other = [name for name in names if saved.get(name) != setup.record[name]]
+    if not other and load_plan(setup.folder / "plan.json") != setup.planned.plan:
+        other = ["plan"]
+    if other:
+        raise InputError(
+            f"was started with another {other[0].replace('_', ' ')}",
+            file=setup.folder,
+            remedy="Resume with the data set and the fold that it was started with",
+        )
+
+
+@contextmanager
+def _counted(console: Console, what: str) -> Iterator[Progress]:
+    """Show what is going on and how many cases are done."""
+    with console.status(what) as status:
+        yield lambda done, total: status.update(f"{what}: {done} of {total} cases")
 
 
 def _quiet_lightning() -> None:

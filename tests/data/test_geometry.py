@@ -3,12 +3,14 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from segscse.data.geometry import (
     affine_problem,
     axis_map,
     canonical_grid,
     from_canonical,
+    orthogonal,
     same_grid,
     spacing_of,
     to_canonical,
@@ -150,3 +152,20 @@ class TestAxisMap:
     def test_grids_that_are_rotated_against_each_other_are_refused(self):
         with pytest.raises(ValueError, match="rotated against each other"):
             axis_map(_affine("RAS", tilt_deg=0.0), _affine("RAS", tilt_deg=2.0))
+
+
+class TestOrthogonal:
+    def test_axes_at_right_angles_are_left_as_they_are(self):
+        affine = np.diag([0.7, 0.7, 5.0, 1.0])
+        assert orthogonal(affine) is affine
+
+    def test_rounded_direction_cosines_become_the_nearest_rotation(self):
+        turn = Rotation.from_euler("xyz", [20, -15, 40], degrees=True).as_matrix()
+        affine = np.eye(4)
+        affine[:3, :3] = np.round(turn, 3) * [0.7, 0.7, 5.0]
+        affine[:3, 3] = [1, 2, 3]
+        found = orthogonal(affine)
+        cosines = found[:3, :3] / np.linalg.norm(found[:3, :3], axis=0)
+        np.testing.assert_allclose(cosines.T @ cosines, np.eye(3), atol=1e-12)
+        np.testing.assert_allclose(cosines, turn, atol=1e-3)
+        np.testing.assert_array_equal(found[:3, 3], affine[:3, 3])

@@ -57,7 +57,7 @@ class TestMsd:
             ({"0": "background", "5": "liver"}, {0: "background", 5: "liver"}),
             ({"background": 0, "liver": 5}, {0: "background", 5: "liver"}),
             (["background", "liver"], {0: "background", 1: "liver"}),
-            ({"background": 0, "ignore": -1}, {0: "background", -1: "ignore"}),
+            ({"background": 0, "outside": -1}, {0: "background", -1: "outside"}),
         ],
     )
     def test_labels_may_be_written_either_way_round(self, make_dataset, labels, expected):
@@ -336,3 +336,41 @@ def test_a_case_id_that_is_no_plain_file_name_is_refused(tmp_path, name):
     table.write_text(f"case,image,label\n{name},a.nii.gz,b.nii.gz\n")
     with pytest.raises(InputError, match="case ids become file names"):
         open_dataset(table)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ({"background": 0, "organ": 1, "ignore": 2}, "ignore label is not supported"),
+        ({"0": "background", "2": "Ignore"}, "ignore label is not supported"),
+        ({"background": 0, "a": 1, "b": 1}, "two labels have one id"),
+        ({"background": 0, "a": 1.9}, "cannot read the labels"),
+    ],
+)
+def test_labels_that_would_be_misread_are_refused(make_dataset, labels, problem):
+    folder = make_dataset(cases=1)
+    description = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**description, "labels": labels}))
+    with pytest.raises(InputError, match=problem):
+        open_dataset(folder)
+
+
+VOXELS = np.zeros((3, 3, 3), np.float32)
+
+
+class TestInputsGivenSingly:
+    def test_a_csv_names_the_channel_files_of_a_case(self, tmp_path, make_volume):
+        for name in ("t1", "t2"):
+            make_volume(tmp_path / f"{name}.nii.gz", VOXELS)
+        (tmp_path / "new.csv").write_text("case,image,image2\nanna,t1.nii.gz,t2.nii.gz\n")
+        found = find_inputs([tmp_path / "new.csv"], 2)
+        assert found == {"anna": (tmp_path / "t1.nii.gz", tmp_path / "t2.nii.gz")}
+
+    def test_numbered_files_are_grouped_as_in_their_folder(self, tmp_path, make_volume):
+        paths = [make_volume(tmp_path / f"a_{channel:04d}.nii.gz", VOXELS) for channel in (0, 1)]
+        assert find_inputs(paths, 2) == find_inputs([tmp_path], 2) == {"a": tuple(paths)}
+
+    def test_two_files_of_one_name_are_refused(self, tmp_path, make_volume):
+        paths = [make_volume(tmp_path / folder / "a.nii.gz", VOXELS) for folder in ("x", "y")]
+        with pytest.raises(InputError, match="two inputs are named 'a'"):
+            find_inputs(paths, 1)

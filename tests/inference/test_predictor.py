@@ -181,7 +181,7 @@ class TestPredictFiles:
     def test_probabilities_are_written_on_the_same_grid(self, scans, tmp_path):
         predict_files(_predictor(), [scans / "scan_0.nii.gz"], tmp_path / "out", probabilities=True)
         labels = nib.load(tmp_path / "out" / "scan_0.nii.gz")
-        probabilities = nib.load(tmp_path / "out" / "scan_0_probabilities.nii.gz")
+        probabilities = nib.load(tmp_path / "out" / "probabilities" / "scan_0.nii.gz")
         assert probabilities.shape == (*labels.shape, 3)
         np.testing.assert_array_equal(probabilities.affine, labels.affine)
         np.testing.assert_array_equal(

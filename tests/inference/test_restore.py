@@ -112,3 +112,13 @@ def test_an_axis_of_one_voxel_is_repeated():
     prepared = preprocess_array(_image((6, 6, 1)), np.diag([1.0, 1.0, 5.0, 1.0]), tiny_plan())
     found = restore(torch.randn(3, *prepared.image.shape[1:]), prepared, IDS)
     assert found.shape == (6, 6, 1)
+
+
+def test_rounded_direction_cosines_bring_labels_back_to_their_own_voxels():
+    image = _image((12, 14, 10))
+    affine = np.diag([0.7, 0.7, 5.0, 1.0])
+    affine[0, 1], affine[1, 2] = 0.0005, 0.004  # what three decimals leave of a right angle
+    prepared = preprocess_array(image, affine, tiny_plan(spacing_mm=(0.7, 0.7, 5.0)))
+    numbers = torch.from_numpy((prepared.image[0].numpy() > 0).astype(np.int64))
+    logits = torch.nn.functional.one_hot(numbers, 3).movedim(-1, 0).float()
+    np.testing.assert_array_equal(restore(logits, prepared, IDS), np.where(image > image.mean(), 2, 0))

@@ -62,3 +62,17 @@ def test_a_label_without_voxels_does_not_count():
     module.on_validation_epoch_end()
     assert module.logged["val_dice_5"] != module.logged["val_dice_5"]
     assert module.logged["val_dice"] == 1.0
+
+
+def test_a_structure_that_is_made_up_counts_as_a_miss():
+    module = Logged(Threshold(), tiny_plan(), OptimConfig(), RunClock(1.0, 1, 1))
+    image = torch.full((1, 16, 16, 8), -1.0)
+    image[0, :4] = 0.5  # predicted as the first label
+    empty = torch.zeros(16, 16, 8, dtype=torch.uint8)
+    full = empty.clone()
+    full[:4] = 1
+    module.validation_step({"image": image, "label": empty}, 0)
+    module.validation_step({"image": image, "label": full}, 1)
+    module.on_validation_epoch_end()
+    assert module.logged["val_dice_2"] == 0.5  # 0 where it is made up, 1 where it is found
+    assert module.logged["val_dice"] == 0.5  # the other label occurs nowhere and is no part of the mean
