@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from segscse.config import AugmentConfig
 from segscse.data.plan import ANISOTROPY, Plan
-from segscse.nets.dims import LINEAR
+
+# Name of linear interpolation by number of spatial axes.
+LINEAR = {2: "bilinear", 3: "trilinear"}
 
 
 def augment_batch(

@@ -21,8 +21,6 @@ _INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
 }
 
 _CHANNELS_LAST: dict[int, torch.memory_format] = {2: torch.channels_last, 3: torch.channels_last_3d}
-LINEAR: dict[int, str] = {2: "bilinear", 3: "trilinear"}
-"""Name of linear interpolation, by number of spatial axes."""
 
 
 def check_spatial_dims(spatial_dims: int) -> int:
