@@ -166,7 +166,7 @@ class TrainConfig:
     max_steps: int | None = None
     """Number of optimiser steps; when given, it takes the place of the budget and makes runs repeatable."""
     validations: int = 5
-    """How often the validation cases are segmented as whole volumes during the run."""
+    """How often the validation cases are segmented whole; less often where that would take a fifth of the budget."""
     patience: int | None = None
     """Stop after this many validations without a better Dice; never if not given."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -9,6 +9,8 @@ from itertools import combinations, islice, product
 import torch
 import torch.nn.functional as F
 
+# Share of a window that its neighbour covers, unless told; nnU-Net's.
+OVERLAP = 0.5
 Network = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -18,7 +20,7 @@ def predict_volume(
     *,
     window: Sequence[int],
     slice_axis: int | None = None,
-    overlap: float = 0.5,
+    overlap: float = OVERLAP,
     mirror_axes: Sequence[int] = (),
     batch_size: int = 2,
 ) -> torch.Tensor:

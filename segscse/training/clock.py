@@ -13,6 +13,7 @@ from typing import Any
 # The first steps allocate memory and choose kernels; they say nothing about the rest.
 WARM_UP_STEPS = 3
 RECENT_STEPS = 30
+VALIDATION_SHARE = 0.2
 
 
 @dataclass
@@ -21,18 +22,21 @@ class RunClock:
 
     By steps, progress is `step / max_steps`. By time, the number of steps that still fit is estimated after
     every step from the median of the recent step times and the time that the validations to come will take,
-    and progress advances by its share; so the schedule always ends when the budget does.
+    and progress advances by its share; so the schedule always ends when the budget does. Validations that would
+    take more than a fifth of the budget become fewer, the last one always stays.
 
     Attributes:
         budget_s: seconds for steps and validations, when `max_steps` is None.
         max_steps: number of steps, or None.
-        validations: number of validations in the run; one ends each of as many rounds.
+        validations: number of validations wanted; one ends each of as many rounds.
+        validation_batches: network calls that a validation takes; its time is estimated by them until it is known.
         now: the clock, replaceable in tests.
     """
 
     budget_s: float
     max_steps: int | None
     validations: int
+    validation_batches: int = 0
     now: Callable[[], float] = monotonic
     step: int = 0
     progress: float = 0.0
@@ -79,7 +83,7 @@ class RunClock:
     @property
     def round_done(self) -> bool:
         """Whether the next validation is due."""
-        due = (self.validations_done + 1) / self.validations
+        due = (self.validations_done + 1) / self._rounds()
         return self.progress >= min(1.0, due) - 1e-9
 
     @property
@@ -95,7 +99,7 @@ class RunClock:
         if not self._recent:
             return math.nan
         steps = self.max_steps - self.step
-        return steps * median(self._recent) + self._validations_left() * self.validation_s
+        return steps * median(self._recent) + self._validations_left() * self._validation_estimate()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -114,9 +118,21 @@ class RunClock:
             self.progress = min(1.0, used)
             self.validations_done = min(self.validations_done, int(self.progress * self.validations))
 
+    def _validation_estimate(self) -> float:
+        """Return the seconds of a validation: as measured, or from the steps, a third of which is the forward pass."""
+        if self.validation_s or not self._recent:
+            return self.validation_s
+        return self.validation_batches * median(self._recent) / 3
+
+    def _rounds(self) -> int:
+        if self.max_steps is not None:
+            return self.validations
+        affordable = VALIDATION_SHARE * self.budget_s / max(self._validation_estimate(), 1e-6)
+        return max(1, min(self.validations, int(affordable)))
+
     def _validations_left(self) -> int:
-        return max(0, self.validations - self.validations_done)
+        return max(1, self._rounds() - self.validations_done)
 
     def _steps_left(self) -> float:
-        reserved = self._validations_left() * self.validation_s
+        reserved = self._validations_left() * self._validation_estimate()
         return max(0.0, self.budget_s - self.elapsed_s - reserved) / max(median(self._recent), 1e-6)

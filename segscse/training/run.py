@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from segscse.config import ExperimentConfig, TrainConfig, load_config, parse_duration, save_config, to_builtin
 from segscse.data.datamodule import SegDataModule
-from segscse.data.plan import load_plan, save_plan
+from segscse.data.plan import Plan, load_plan, save_plan
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.sampling import PatchSampler, cut_size
 from segscse.data.split import Split, make_split
@@ -30,6 +30,7 @@ from segscse.errors import InputError, Interrupted
 from segscse.files import read_json, write_json
 from segscse.hardware import pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
+from segscse.inference.sliding_window import OVERLAP, window_starts
 from segscse.nets.build import build_unet, check_attention, network_arguments
 from segscse.nets.dims import network_to_channels_last
 from segscse.training.averaging import EmaWeights
@@ -215,6 +216,7 @@ def _data(setup: _Setup, clock: RunClock, progress: Progress) -> SegDataModule:
     store = CaseStore(cases, planned.plan, setup.folder / "cache", config.data.cache_gb)
     store.prepare(progress)
     shapes = store.shapes()
+    clock.validation_batches = sum(n_batches(shapes[name], planned.plan) for name in split.validation)
     sampler = PatchSampler(
         store=store,
         cases=split.training,
@@ -234,6 +236,16 @@ def _data(setup: _Setup, clock: RunClock, progress: Progress) -> SegDataModule:
         lambda: clock.step,
         lambda: clock.done or (rounds and clock.round_done),
     )
+
+
+def n_batches(shape: Sequence[int], plan: Plan) -> int:
+    """Return the network calls that the sliding window makes for a volume `(X, Y, Z)`, half overlapping."""
+    windows = math.prod(
+        len(window_starts(shape[axis], size, OVERLAP))
+        for axis, size in zip(plan.window_axes, plan.patch_size, strict=True)
+    )
+    slices = 1 if plan.slice_axis is None else shape[plan.slice_axis]
+    return math.ceil(windows * slices / plan.batch_size)
 
 
 def _record(planned: PlannedDataset, split: Split, device: torch.device, precision: str) -> dict[str, Any]:

@@ -311,7 +311,7 @@ class TestDamagedFiles:
             read_image(tmp_path / f"a{suffix}")
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        assert time.perf_counter() - start < 1.0
+        assert time.perf_counter() - start < 10  # reading what the header announces would take hours
         assert peak < 50e6
 
     @pytest.mark.parametrize("size", [0, -3])

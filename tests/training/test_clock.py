@@ -69,8 +69,15 @@ class TestByTime:
         without = RunClock(100.0, None, 4, now=FakeTime())
         _run(without, without.now, step_s=0.5)
         clock = RunClock(100.0, None, 4, now=FakeTime())
-        _run(clock, clock.now, step_s=0.5, validation_s=10.0)
-        assert without.step - clock.step == pytest.approx(4 * 10 / 0.5, abs=3)
+        _run(clock, clock.now, step_s=0.5, validation_s=4.0)
+        assert without.step - clock.step == pytest.approx(4 * 4 / 0.5, abs=3)
+
+    @pytest.mark.parametrize(("validation_s", "expected"), [(1.0, 5), (10.0, 2), (19.0, 1), (60.0, 1)])
+    def test_validations_take_no_more_than_a_fifth_of_the_budget_but_for_the_last(self, validation_s, expected):
+        clock = RunClock(100.0, None, 5, validation_batches=int(6 * validation_s), now=FakeTime())
+        _run(clock, clock.now, step_s=0.5, validation_s=validation_s)
+        assert clock.validations_done == expected
+        assert clock.elapsed_s == pytest.approx(100, abs=1.5)
 
     def test_first_steps_that_take_the_whole_budget_end_it(self):
         clock = RunClock(3.0, None, 2, now=FakeTime())
