@@ -47,7 +47,8 @@ def versions() -> dict[str, str]:
     from segscse import __version__
 
     packages = {name: version(name) for name in PACKAGES}
-    return {"segscse": __version__, "python": platform.python_version(), **packages}
+    # torch's own version names its build (+cpu, +cu132), which the package's metadata may leave out.
+    return {"segscse": __version__, "python": platform.python_version(), **packages, "torch": str(torch.__version__)}
 
 
 def _cpu_multiplies_bf16() -> bool:
