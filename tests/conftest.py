@@ -2,12 +2,21 @@
 
 import hashlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from volumes import write_tiny_dataset, write_volume
 
 from segscse.data.plan import Normalisation, Plan
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sigint_interrupts():
+    """Give SIGINT its usual effect, which a process started in the background by a script has lost."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(scope="session")

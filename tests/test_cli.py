@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from tiny import SETTINGS, dataset, tiny_case, trained, write_dataset, write_nifti  # noqa: F401, fixtures
+from tiny import SETTINGS, dataset, tiny_case, trained, write_dataset  # noqa: F401, fixtures
+from volumes import write_volume
 
 from segscse.cli import run
 from segscse.config import load_config
@@ -154,7 +155,7 @@ class TestBadData:
 
     def test_a_label_of_another_shape(self, tmp_path, capsys):
         data = write_dataset(tmp_path / "data")
-        write_nifti(data / "labelsTr" / "case_3.nii.gz", np.ones((16, 20, 11), np.uint8), np.eye(4))
+        write_volume(data / "labelsTr" / "case_3.nii.gz", np.ones((16, 20, 11), np.uint8), np.eye(4))
         line = _refused(capsys, "plan", data, "--out", tmp_path / "plan.json")
         assert "case_3.nii.gz" in line
         assert "different grids" in line
@@ -170,7 +171,7 @@ class TestBadData:
     def test_check_lists_every_problem_and_writes_them(self, tmp_path, capsys):
         data = write_dataset(tmp_path / "data")
         (data / "imagesTr" / "case_0.nii.gz").write_bytes(b"not an image")
-        write_nifti(data / "labelsTr" / "case_3.nii.gz", np.full((16, 20, 12), 7, np.uint8), np.eye(4))
+        write_volume(data / "labelsTr" / "case_3.nii.gz", np.full((16, 20, 12), 7, np.uint8), np.eye(4))
         assert run(["check", str(data), "--json", str(tmp_path / "found.json")]) == 2
         report = json.loads((tmp_path / "found.json").read_text())
         assert {finding["case"] for finding in report["findings"]} >= {"case_0", "case_3"}
@@ -181,7 +182,7 @@ class TestBadData:
 class TestPredict:
     def test_a_bad_case_is_listed_and_the_others_are_written(self, trained, tmp_path, capsys):
         for index in range(2):
-            write_nifti(tmp_path / "in" / f"s{index}.nii.gz", tiny_case(index)[0], np.eye(4))
+            write_volume(tmp_path / "in" / f"s{index}.nii.gz", tiny_case(index)[0], np.eye(4))
         (tmp_path / "in" / "s0.nii.gz").write_bytes(b"\x1f\x8bbroken")
         line = _refused(capsys, "predict", trained.folder, tmp_path / "in", "--out", tmp_path / "out")
         assert "s0" in line

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
+from volumes import write_msd
 
 from segscse.config import ExperimentConfig, load_config
 from segscse.data.plan import Normalisation, Plan
-from segscse.files import atomic_path
 from segscse.training.run import Run, train_run
 
 LABELS = {0: "background", 2: "block", 5: "ball"}
@@ -46,24 +44,7 @@ def tiny_case(index: int) -> tuple[np.ndarray, np.ndarray]:
 def write_dataset(folder: Path, *, cases: int = 6, affine: np.ndarray | None = None) -> Path:
     """Write a data set in the MSD layout and return its folder."""
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if affine is None else affine
-    for index in range(cases):
-        for kind, array in zip(("imagesTr", "labelsTr"), tiny_case(index), strict=True):
-            write_nifti(folder / kind / f"case_{index}.nii.gz", array, affine)
-    names = [f"case_{index}.nii.gz" for index in range(cases)]
-    description = {
-        "modality": {"0": "MRI"},
-        "labels": {str(number): name for number, name in LABELS.items()},
-        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
-
-
-def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
-    """Write a NIfTI file."""
-    with atomic_path(path) as temporary:
-        nib.save(nib.Nifti1Image(array, affine), temporary)
-    return path
+    return write_msd(folder, [tiny_case(index) for index in range(cases)], LABELS, affine)
 
 
 def tiny_plan(**changes: object) -> Plan:

@@ -1,4 +1,4 @@
-"""Small volumes and a tiny data set on disk, for the tests of the data layer."""
+"""Small volumes and data sets on disk, for all tests."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 
 TINY_SHAPE = (16, 20, 12)
+LABELS = {0: "background", 1: "front", 2: "back"}
 TINY_AFFINE = np.array([[-1.0, 0, 0, 30], [0, 1.0, 0, -20], [0, 0, 1.5, 5], [0, 0, 0, 1]])
 
 
@@ -37,16 +38,19 @@ def tiny_case(number):
 
 def write_tiny_dataset(root, cases=6):
     """Write `case_0` ... in the MSD layout with labels 1 and 2; return the folder."""
-    entries = []
-    for number in range(cases):
-        image, label = tiny_case(number)
-        write_volume(root / "imagesTr" / f"case_{number}.nii.gz", image, TINY_AFFINE)
-        write_volume(root / "labelsTr" / f"case_{number}.nii.gz", label, TINY_AFFINE)
-        entries.append({"image": f"./imagesTr/case_{number}.nii.gz", "label": f"./labelsTr/case_{number}.nii.gz"})
+    return write_msd(root, [tiny_case(number) for number in range(cases)], LABELS, TINY_AFFINE)
+
+
+def write_msd(root, pairs, labels, affine):
+    """Write pairs of image and label map as `case_0` ... in the MSD layout; return the folder."""
+    names = [f"case_{number}.nii.gz" for number in range(len(pairs))]
+    for name, (image, label) in zip(names, pairs, strict=True):
+        write_volume(root / "imagesTr" / name, image, affine)
+        write_volume(root / "labelsTr" / name, label, affine)
     description = {
         "modality": {"0": "MRI"},
-        "labels": {"0": "background", "1": "front", "2": "back"},
-        "training": entries,
+        "labels": {str(number): label for number, label in labels.items()},
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
     }
     (root / "dataset.json").write_text(json.dumps(description))
     return root

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from segscse.data.io import Volume, write_image
 from segscse.errors import InputError
-from segscse.files import atomic_path, read_json, write_json
+from segscse.files import read_json, write_json
 
 Array = NDArray[np.floating[Any]]
 
@@ -100,8 +100,8 @@ def make_phantom_dataset(out: Path, *, cases: int = 20, test_cases: int = 4, see
         image, label, affine = phantom_case(seed, index)
         section = "Tr" if index < cases else "Ts"
         on_disk = np.rint(image).astype(np.int16) if index % 2 == 0 else image
-        _write_nifti(out / f"images{section}" / f"{case_name(index)}.nii.gz", on_disk, affine)
-        _write_nifti(out / f"labels{section}" / f"{case_name(index)}.nii.gz", label, affine)
+        for kind, array in (("images", on_disk), ("labels", label)):
+            write_image(out / f"{kind}{section}" / f"{case_name(index)}.nii.gz", array, Volume(array, affine))
     write_json(description, content)
     return out
 
@@ -253,16 +253,6 @@ def _paint(image: Array, brightness: Array | float, level_mm: Array) -> Array:
 
 def _sigmoid(value: Array) -> Array:
     return 0.5 * (1.0 + np.tanh(0.5 * value))  # the form that does not overflow
-
-
-def _write_nifti(path: Path, array: NDArray[Any], affine: Array) -> None:
-    """Write a NIfTI whose sform and qform say the same, in mm."""
-    image = nib.Nifti1Image(array, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
 
 
 def _dataset_json(cases: int, test_cases: int, seed: int) -> dict[str, Any]:

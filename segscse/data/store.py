@@ -83,10 +83,9 @@ class CaseStore:
         folder = self.folder / self._key(case)
         if (folder / "label.npy").is_file():
             return _mapped(case.id, folder)
-        if case.label is None:
-            raise ValueError(f"case {case.id} has no label")
         prepared = preprocess(case.images, case.label, self.plan)
-        assert prepared.label is not None  # preprocess returns a label when it is given one
+        if prepared.label is None:
+            raise ValueError(f"case {case.id} has no label")
         stored = StoredCase(case.id, prepared.image, prepared.label, find_places(prepared.label.numpy(), case.id))
         if self._used + stored.nbytes <= self.limit:
             self._used += stored.nbytes

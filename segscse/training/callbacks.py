@@ -129,11 +129,11 @@ class RunKeeper(Callback):
         self._losses.append(loss)
         if self.clock.step % LOG_EVERY == 0:
             self._log_steps(trainer)
-        if self.stop:
+        if self.stop.signum is not None:
             self._save_checkpoint(trainer)
             validates_next = trainer.enable_validation and (trainer.is_last_batch or self.clock.done)
             if not validates_next:  # else after it, so that the run resumes as if it had not been interrupted
-                self._stop(pl_module)
+                self._stop(pl_module, self.stop.signum)
         if self.clock.elapsed_s - self._saved_at_s > self.checkpoint_every_s:
             self._save_checkpoint(trainer)
         if self.clock.done:
@@ -154,8 +154,8 @@ class RunKeeper(Callback):
             if self.patience is not None and self.waited >= self.patience:
                 trainer.should_stop = True
         self._save_checkpoint(trainer)
-        if self.stop and not self.clock.done:
-            self._stop(pl_module)
+        if self.stop.signum is not None and not self.clock.done:
+            self._stop(pl_module, self.stop.signum)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the final weights when there was nothing to validate on."""
@@ -168,13 +168,12 @@ class RunKeeper(Callback):
         """Give the signals back."""
         self._signals.close()
 
-    def _stop(self, module: pl.LightningModule) -> None:
+    def _stop(self, module: pl.LightningModule, signum: int) -> None:
         """Leave a usable model and end the run."""
         if not self.clock.validations_done:
             self._export(module, {"val_dice": None})
-        assert self.stop.signum is not None  # a true request has one
         raise Interrupted(
-            self.stop.signum,
+            signum,
             f"stopped at step {self.clock.step}; continue with --resume (run folder: {self.folder})",
         )
 

@@ -68,12 +68,11 @@ class RunClock:
             self._recent.append(seconds)
         if self.max_steps is not None:
             self.progress = min(1.0, self.step / self.max_steps)
-        elif self._recent:
-            self.progress += (1.0 - self.progress) / max(1.0, self._steps_left() + 1.0)
-            if self._steps_left() < 1.0:
-                self.progress = 1.0
-        if self.max_steps is None and self.elapsed_s >= self.budget_s:  # also when the first steps take it all
+        elif self.elapsed_s >= self.budget_s:  # the first steps may take it all
             self.progress = 1.0
+        elif self._recent:
+            left = self._steps_left()
+            self.progress = 1.0 if left < 1.0 else self.progress + (1.0 - self.progress) / (left + 1.0)
 
     def finish_validation(self) -> None:
         """Count one validation."""

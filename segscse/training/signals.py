@@ -6,17 +6,15 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 
+@dataclass
 class StopRequest:
-    """Whether a signal asked to stop, and which one; false until then."""
+    """The signal that asked to stop, or None."""
 
-    def __init__(self) -> None:
-        self.signum: int | None = None
-
-    def __bool__(self) -> bool:
-        return self.signum is not None
+    signum: int | None = None
 
 
 @contextmanager

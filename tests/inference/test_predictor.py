@@ -4,7 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny import LABELS, tiny_case, tiny_plan, tiny_plan_2d, write_nifti
+from tiny import LABELS, tiny_case, tiny_plan, tiny_plan_2d
+from volumes import write_volume
 
 from segscse.data.plan import Normalisation
 from segscse.errors import InputError
@@ -104,7 +105,7 @@ def test_probabilities_sum_to_one_and_their_largest_is_the_label(affine):
 
 def test_files_and_arrays_give_the_same(tmp_path):
     image, _ = tiny_case(3)
-    path = write_nifti(tmp_path / "scan.nii.gz", image, _oblique())
+    path = write_volume(tmp_path / "scan.nii.gz", image, _oblique())
     affine = nib.load(path).affine
     predictor = _predictor()
     for given in (path, str(path), [path], (image[..., None], affine)):
@@ -114,7 +115,7 @@ def test_files_and_arrays_give_the_same(tmp_path):
 def test_several_channels_may_be_files_or_a_fourth_axis(tmp_path):
     first, second = tiny_case(0)[0], tiny_case(1)[0]
     plan = tiny_plan(channels=("a", "b"), normalisation=(Normalisation("zscore", 0.0, 1.0, -1.0, 1.0),) * 2)
-    files = [write_nifti(tmp_path / f"x_000{n}.nii.gz", array, np.eye(4)) for n, array in enumerate((first, second))]
+    files = [write_volume(tmp_path / f"x_000{n}.nii.gz", array, np.eye(4)) for n, array in enumerate((first, second))]
     predictor = _predictor(plan)
     together = predictor.predict((np.stack([first, second], axis=-1), np.eye(4)))
     np.testing.assert_array_equal(predictor.predict(files).array, together.array)
@@ -162,7 +163,7 @@ class TestPredictFiles:
     @pytest.fixture
     def scans(self, tmp_path):
         for index in range(3):
-            write_nifti(tmp_path / "scans" / f"scan_{index}.nii.gz", tiny_case(index)[0], np.eye(4))
+            write_volume(tmp_path / "scans" / f"scan_{index}.nii.gz", tiny_case(index)[0], np.eye(4))
         return tmp_path / "scans"
 
     def test_a_bad_case_does_not_stop_the_others(self, scans, tmp_path):

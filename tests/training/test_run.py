@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import LABELS, tiny_case, tiny_config, write_dataset, write_nifti
+from tiny import LABELS, tiny_case, tiny_config, write_dataset
+from volumes import write_volume
 
 from segscse.config import ExperimentConfig, TrainConfig, load_config
 from segscse.data.index import open_dataset
@@ -270,8 +271,8 @@ def test_a_label_that_no_validation_case_has_does_not_stop_the_run(tmp_path):
     dataset = write_dataset(tmp_path / "data")
     for case in make_split(open_dataset(dataset).cases, 0).validation:
         _, label = tiny_case(int(case[-1]))
-        write_nifti(dataset / "labelsTr" / f"{case}.nii.gz", np.where(label == 5, 0, label), np.eye(4))
-        write_nifti(dataset / "imagesTr" / f"{case}.nii.gz", tiny_case(int(case[-1]))[0], np.eye(4))
+        write_volume(dataset / "labelsTr" / f"{case}.nii.gz", np.where(label == 5, 0, label), np.eye(4))
+        write_volume(dataset / "imagesTr" / f"{case}.nii.gz", tiny_case(int(case[-1]))[0], np.eye(4))
     run = train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
     scores = load_model(run.folder).provenance["validation"]
     assert scores["val_dice_5"] is None or scores["val_dice_5"] == 0  # none predicted, or false positives
@@ -282,7 +283,7 @@ def test_validation_cases_without_any_foreground_have_no_dice_or_none_to_be_prou
     dataset = write_dataset(tmp_path / "data")
     for case in make_split(open_dataset(dataset).cases, 0).validation:
         _, label = tiny_case(int(case[-1]))
-        write_nifti(dataset / "labelsTr" / f"{case}.nii.gz", np.zeros_like(label), np.diag([-1.0, -1.0, 1.0, 1.0]))
+        write_volume(dataset / "labelsTr" / f"{case}.nii.gz", np.zeros_like(label), np.diag([-1.0, -1.0, 1.0, 1.0]))
     run = train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
     assert run.dice in (None, 0.0)  # undefined where nothing is predicted, 0 where something is made up
     assert load_model(run.folder).plan == run.planned.plan  # there is a model all the same
