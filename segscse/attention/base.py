@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segscse.errors import InputError, choose
+from segscse.kernels.parts import GateParts, recalibrate, runs_here, watched
 from segscse.nets.dims import batch_norm, check_spatial_dims, instance_norm
 
 NORMS = ("group", "instance", "batch", "none")
@@ -45,8 +46,15 @@ class AttentionBlock(nn.Module):
         """Return the weights that rescale `x`; broadcastable to `x` unless the block says otherwise."""
         raise NotImplementedError
 
+    def parts(self) -> GateParts | None:
+        """Return the gate in the form that the CPU kernels compute, or None when it is of another form."""
+        return None
+
     def apply_gate(self, x: Tensor) -> Tensor:
         """Return the recalibrated map, `(B, C, *S)`; `forward` is this after a check of the input's rank."""
+        parts = self.parts()
+        if parts is not None and runs_here(x) and not watched(self):
+            return recalibrate(x, gate=parts)
         return x * self.gate(x).to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from segscse.attention.base import (
     odd,
 )
 from segscse.errors import InputError
+from segscse.kernels.parts import GateParts
 
 
 class ECA(AttentionBlock):
@@ -56,8 +57,15 @@ class ECA(AttentionBlock):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the channel weights, `(B, C, 1, ...)`, in fp32."""
-        z = global_mean(x)
-        return expand_like(logits_to_gate(filter_channels(z, self.conv, circular=self.circular)), x)
+        return expand_like(self.gate_of_mean(global_mean(x)), x)
+
+    def gate_of_mean(self, z: Tensor) -> Tensor:
+        """Return the channel weights `(B, C)` that follow from the spatial mean `(B, C)`."""
+        return logits_to_gate(filter_channels(z, self.conv, circular=self.circular))
+
+    def parts(self) -> GateParts:
+        """Return the channel part."""
+        return GateParts(self.gate_of_mean, tuple(self.conv.parameters()))
 
 
 def adaptive_kernel(channels: int, *, gamma: int = 2, b: int = 1) -> int:

@@ -14,6 +14,7 @@ from segscse.attention.base import (
     logits_to_gate,
     one_of,
 )
+from segscse.kernels.parts import GateParts
 from segscse.nets.dims import conv
 
 AGGREGATIONS = ("add", "max", "mul", "concat")
@@ -25,6 +26,10 @@ class NoAttention(AttentionBlock):
     def gate(self, x: Tensor) -> Tensor:
         """Return ones, `(1, 1, 1, ...)`."""
         return x.new_ones(()).reshape((1,) * x.ndim)
+
+    def parts(self) -> GateParts:
+        """Return a gate of no parts."""
+        return GateParts()
 
     def apply_gate(self, x: Tensor) -> Tensor:
         """Return `x` itself."""
@@ -68,7 +73,15 @@ class ChannelSE(AttentionBlock):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the channel weights, `(B, C, 1, ...)`, in fp32."""
-        return expand_like(logits_to_gate(self.mlp(global_mean(x))), x)
+        return expand_like(self.gate_of_mean(global_mean(x)), x)
+
+    def gate_of_mean(self, z: Tensor) -> Tensor:
+        """Return the channel weights `(B, C)` that follow from the spatial mean `(B, C)`."""
+        return logits_to_gate(self.mlp(z))
+
+    def parts(self) -> GateParts:
+        """Return the channel part."""
+        return GateParts(self.gate_of_mean, tuple(self.mlp.parameters()))
 
 
 class SpatialSE(AttentionBlock):
@@ -93,6 +106,10 @@ class SpatialSE(AttentionBlock):
     def gate(self, x: Tensor) -> Tensor:
         """Return the spatial weights, `(B, 1, *S)`, in fp32."""
         return logits_to_gate(self.conv(x))
+
+    def parts(self) -> GateParts:
+        """Return the spatial part."""
+        return GateParts(weight=self.conv.weight, bias=self.conv.bias)
 
 
 class ChannelSpatialSE(AttentionBlock):
@@ -152,8 +169,16 @@ class ChannelSpatialSE(AttentionBlock):
         """Return the joint weights; see the table above for shape and range."""
         return _joint_gate(x, self.cse.gate(x), self.sse.gate(x), self.aggregation)
 
+    def parts(self) -> GateParts | None:
+        """Return both parts for `add`; the other aggregations do not add them."""
+        if self.aggregation != "add":
+            return None
+        return GateParts(self.cse.gate_of_mean, tuple(self.cse.parameters()), self.sse.conv.weight, self.sse.conv.bias)
+
     def apply_gate(self, x: Tensor) -> Tensor:
         """Return the recalibrated map, `(B, C, *S)`."""
+        if self.aggregation == "add":
+            return super().apply_gate(x)
         channel, spatial = self.cse.gate(x).to(x.dtype), self.sse.gate(x).to(x.dtype)
         if self.aggregation == "max":
             return torch.maximum(x * channel, x * spatial)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import nn
 
 from segscse.attention import AttentionBlock
+from segscse.kernels.parts import recalibrate, runs_here, watched
 from segscse.nets.dims import as_tuple, conv
 from segscse.nets.norm import InstanceNorm
 
@@ -43,6 +45,31 @@ class ConvNormAct(nn.Sequential):
             nn.LeakyReLU(LEAK, inplace=True),
         )
 
+    @property
+    def norm(self) -> InstanceNorm:
+        """The normalisation."""
+        return cast(InstanceNorm, self[1])
+
+    @property
+    def act(self) -> nn.LeakyReLU:
+        """The non-linearity."""
+        return cast(nn.LeakyReLU, self[2])
+
+    def forward(self, x: torch.Tensor, attention: AttentionBlock | None = None) -> torch.Tensor:
+        """Return the feature map, recalibrated by `attention` where one is given.
+
+        On a CPU one kernel does all that follows the convolution, unless a hook waits at one of the layers or the
+        block's gate is of another form.
+        """
+        norm, act = self.norm, self.act
+        x = self[0](x)
+        gate = None if attention is None else attention.parts()
+        fits = attention is None or gate is not None
+        if fits and runs_here(x) and not watched(norm, act, attention):
+            return recalibrate(x, norm=(norm.weight, norm.bias, norm.eps), slope=act.negative_slope, gate=gate)
+        x = act(norm(x))
+        return x if attention is None else attention(x)
+
 
 class PlainBlock(nn.Module):
     """Two `ConvNormAct`, then the gate: `(B, C, *S)` to `(B, out_channels, *(S / stride))`.
@@ -68,7 +95,7 @@ class PlainBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's recalibrated feature map."""
-        return self.attention(self.conv2(self.conv1(x)))
+        return self.conv2(self.conv1(x), self.attention)
 
 
 class ResidualBlock(PlainBlock):

@@ -20,7 +20,7 @@ _INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
     3: nn.InstanceNorm3d,
 }
 
-_CHANNELS_LAST: dict[int, torch.memory_format] = {2: torch.channels_last, 3: torch.channels_last_3d}
+CHANNELS_LAST: dict[int, torch.memory_format] = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 def check_spatial_dims(spatial_dims: int) -> int:
@@ -56,12 +56,12 @@ def instance_norm(spatial_dims: int) -> Callable[..., nn.InstanceNorm2d | nn.Ins
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """Return `(B, C, *S)` in channels-last memory, in which CPU convolutions and norms run without copies."""
-    return x.contiguous(memory_format=_CHANNELS_LAST[check_spatial_dims(x.ndim - 2)])
+    return x.contiguous(memory_format=CHANNELS_LAST[check_spatial_dims(x.ndim - 2)])
 
 
 def network_to_channels_last(network: nn.Module, spatial_dims: int) -> nn.Module:
     """Put a network's weights into channels-last memory, in place, and return it."""
-    return network.to(memory_format=_CHANNELS_LAST[check_spatial_dims(spatial_dims)])  # type: ignore[call-overload]
+    return network.to(memory_format=CHANNELS_LAST[check_spatial_dims(spatial_dims)])  # type: ignore[call-overload]
 
 
 def as_tuple(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:

@@ -1,0 +1,76 @@
+"""What the CPU kernels take: a map that they can read, a normalisation, a slope, and a gate in two parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segscse.nets.dims import CHANNELS_LAST
+
+MAX_CHANNELS = 1024
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class GateParts:
+    r"""A gate $g_c(z) + \sigma(w \cdot t(p) + w_0)$ of a map t with spatial mean z; either term may be absent.
+
+    Attributes:
+        channel: maps z, `(B, C)`, to $g_c$, `(B, C)`; None without this term.
+        parameters: what `channel` learns.
+        weight: w, C numbers in any shape; None without this term.
+        bias: $w_0$, one number, or None.
+    """
+
+    channel: Callable[[Tensor], Tensor] | None = None
+    parameters: tuple[Tensor, ...] = ()
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+def runs_here(x: Tensor) -> bool:
+    """Return whether the kernels can take `x`: a map in channels-last memory of a CPU, not one that is traced."""
+    layout = CHANNELS_LAST.get(x.ndim - 2)
+    return (
+        x.device.type == "cpu"
+        and x.dtype in DTYPES
+        and layout is not None
+        and x.is_contiguous(memory_format=layout)
+        and x.shape[1] <= MAX_CHANNELS
+        and x.numel() > 0
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def watched(*modules: nn.Module | None) -> bool:
+    """Return whether a hook waits at a layer, which a kernel in its place would not call."""
+    layers = (layer for module in modules if module is not None for layer in module.modules())
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+
+
+def recalibrate(
+    x: Tensor,
+    *,
+    norm: tuple[Tensor, Tensor, float] | None = None,
+    slope: float = 1.0,
+    gate: GateParts | None = None,
+) -> Tensor:
+    r"""Return $t\,(g_c + g_s)$ with `t = leaky_relu(instance_norm(x))`, in its layout.
+
+    Args:
+        x: a map `(B, C, *S)` that `runs_here` accepts; the result has its shape and type.
+        norm: weight and bias, `(C,)`, and epsilon of the instance normalisation; None for none.
+        slope: of the leaky ReLU, above 0; 1 for none.
+        gate: None for none.
+    """
+    # Numba takes a third of a second to import: only where it is needed.
+    from segscse.kernels.function import Recalibrate
+
+    weight, bias, eps = norm or (None, None, 0.0)
+    parts = gate or GateParts()
+    return Recalibrate.apply(x, weight, bias, parts.weight, parts.bias, eps, slope, parts.channel, *parts.parameters)

@@ -1,0 +1,287 @@
+r"""Compiled loops over a channels-last map, `(B, N, C)`: voxel after voxel, the C channels of each side by side.
+
+Every kernel takes a range of voxels of the whole batch, `low` to `high` of `B * N`, so that threads share a map, and
+frees Python's lock. Maps are float32, float64, or bfloat16 seen as uint16; arithmetic is in the type of `table`, and
+sums pass to float64 after `BLOCK` voxels.
+
+`table` is `(B, 10, C)`, its rows named by `Row`: the numbers that turn a value into the result. With
+$h = x\,\mathrm{scale} - \mathrm{offset}$ and $n = \gamma h + \beta$, the activation is $t = n$ where $n > 0$, else
+$\mathrm{slope}\, n$, and the gate is $g + \sigma(w \cdot t + w_0)$.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+from segscse.kernels.parts import MAX_CHANNELS
+
+BLOCK = 256
+# Sums may be reordered (that is what vectors need); NaN and infinity keep their meaning.
+FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
+
+# What a kernel computes for a voxel goes through one flat work array, one row of it a quantity. With constant distances
+# between the rows and a known largest C the compiler sees that they do not overlap, and makes vector loops of any
+# length; rows that are no multiple of 4096 bytes apart do not wait for each other in the processor's store buffer.
+STRIDE = MAX_CHANNELS + 40
+
+
+class Row(IntEnum):
+    """Rows of `table`; those from POOLED on serve the backward pass."""
+
+    SCALE = 0
+    OFFSET = 1
+    GAMMA = 2
+    BETA = 3
+    GATE = 4
+    WEIGHT = 5
+    POOLED = 6
+    FACTOR = 7
+    MEAN_GRADIENT = 8
+    MEAN_PRODUCT = 9
+
+
+class Sum(IntEnum):
+    """Rows of the sums of a backward pass, see `backward_sums`."""
+
+    BETA = 0
+    GAMMA = 1
+    SLOPE = 2
+    SLOPE_PRODUCT = 3
+    GATE = 4
+    WEIGHT = 5
+    BIAS = 6
+
+
+SCALE, OFFSET, GAMMA, BETA, GATE, WEIGHT, POOLED, FACTOR, MEAN_GRADIENT, MEAN_PRODUCT = (
+    int(row) * STRIDE for row in Row
+)
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call and keep the machine code on disk, where a folder can be written."""
+    try:
+        return njit(nogil=True, fastmath=FAST_MATH, cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return njit(nogil=True, fastmath=FAST_MATH)(function)
+
+
+@intrinsic
+def _from_bfloat16(context: Any, bits: Any) -> Any:
+    """A bfloat16 is the upper half of a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], word), word(16)), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic
+def _to_bfloat16(context: Any, value: Any) -> Any:
+    """Round to nearest, ties to even. A NaN that arithmetic makes has upper bits that are not all 0, and keeps them."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], word)
+        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+        rounded = builder.add(bits, builder.add(odd, word(0x7FFF)))
+        return builder.trunc(builder.lshr(rounded, word(16)), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+def _wide(stored: Any) -> Any:
+    """Return a stored value as a number to compute with."""
+
+
+@overload(_wide, inline="always", strict=False)
+def _wide_overload(stored: Any) -> Callable[..., Any]:
+    if isinstance(stored, types.Integer):
+        return lambda stored: _from_bfloat16(stored)  # type: ignore[call-arg]
+    return lambda stored: stored
+
+
+def _narrow(array: Any, value: Any) -> Any:
+    """Return a number as `array` stores it."""
+
+
+@overload(_narrow, inline="always", strict=False)
+def _narrow_overload(array: Any, value: Any) -> Callable[..., Any]:
+    if isinstance(array.dtype, types.Integer):
+        return lambda array, value: _to_bfloat16(value)  # type: ignore[call-arg]
+    return lambda array, value: value
+
+
+@_compiled
+def moments(x: np.ndarray, low: int, high: int, shift: np.ndarray, total: np.ndarray) -> None:
+    """Add the sums of `x - shift` and of its square to `total`, `(B, 2, C)`; `shift` is `(B, C)`.
+
+    The shift, any value of the map, keeps the difference of the two from cancelling where the mean is far from 0.
+    """
+    voxels, channels = x.shape[1:]
+    some = np.zeros((2, channels), shift.dtype)
+    for sample in range(low // voxels, (high - 1) // voxels + 1):
+        source, base = x[sample], shift[sample]
+        begin, end = max(low - sample * voxels, 0), min(high - sample * voxels, voxels)
+        for start in range(begin, end, BLOCK):
+            some[:] = 0
+            for voxel in range(start, min(start + BLOCK, end)):
+                for c in range(channels):
+                    difference = _wide(source[voxel, c]) - base[c]
+                    some[0, c] += difference
+                    some[1, c] += difference * difference
+            total[sample] += some
+
+
+@_compiled
+def activation_sums(
+    x: np.ndarray, low: int, high: int, table: np.ndarray, slope: np.floating, total: np.ndarray
+) -> None:
+    """Add the sums of the activation to `total`, `(B, C)`."""
+    voxels, channels = x.shape[1:]
+    some = np.zeros(channels, table.dtype)
+    for sample in range(low // voxels, (high - 1) // voxels + 1):
+        source, p = x[sample], table[sample]
+        begin, end = max(low - sample * voxels, 0), min(high - sample * voxels, voxels)
+        for start in range(begin, end, BLOCK):
+            some[:] = 0
+            for voxel in range(start, min(start + BLOCK, end)):
+                for c in range(channels):
+                    n = (_wide(source[voxel, c]) * p[0, c] - p[1, c]) * p[2, c] + p[3, c]
+                    some[c] += n if n > 0 else n * slope
+            total[sample] += some
+
+
+@_compiled
+def forward_rows(
+    x: np.ndarray,
+    y: np.ndarray,
+    low: int,
+    high: int,
+    table: np.ndarray,
+    slope: np.floating,
+    spatial: bool,
+    bias: np.floating,
+) -> None:
+    """Write the activation times its gate; `spatial` says whether the gate has its sigmoid."""
+    voxels, channels = x.shape[1], min(x.shape[2], MAX_CHANNELS)
+    work = np.empty(7 * STRIDE, table.dtype)
+    one, gate = slope / slope, slope * 0
+    for sample in range(low // voxels, (high - 1) // voxels + 1):
+        source, target = x[sample], y[sample]
+        for k in range(6):
+            work[k * STRIDE : k * STRIDE + channels] = table[sample, k]
+        for voxel in range(max(low - sample * voxels, 0), min(high - sample * voxels, voxels)):
+            logit = bias
+            for c in range(channels):
+                h = _wide(source[voxel, c]) * work[SCALE + c] - work[OFFSET + c]
+                n = h * work[GAMMA + c] + work[BETA + c]
+                t = n if n > 0 else n * slope
+                work[6 * STRIDE + c] = t
+                logit += t * work[WEIGHT + c]
+            if spatial:
+                gate = one / (one + np.exp(-logit))
+            for c in range(channels):
+                target[voxel, c] = _narrow(target, work[6 * STRIDE + c] * (work[GATE + c] + gate))
+
+
+@_compiled
+def backward_sums(  # noqa: C901, one nest of loops, which the compiler turns into vector code as a whole
+    x: np.ndarray,
+    dy: np.ndarray,
+    low: int,
+    high: int,
+    table: np.ndarray,
+    slope: np.floating,
+    spatial: bool,
+    bias: np.floating,
+    kept: np.ndarray,
+    total: np.ndarray,
+) -> None:
+    r"""Add what the gradients need to `total`, `(B, 7, C)`, and keep two numbers a voxel in `kept`, `(B, N, 2)`.
+
+    With $s$ = 1 or the slope and $e$ the gradient of the activation but for what comes through its mean, the sums are
+    $\sum s e$, $\sum s e h$, $\sum s$, $\sum s h$, then the gradients of g, w and $w_0$. The first two are linear in
+    the gradient of the mean, so the third and fourth complete them once that is known, without another pass.
+    """
+    voxels, channels = x.shape[1], min(x.shape[2], MAX_CHANNELS)
+    work = np.empty(16 * STRIDE, table.dtype)
+    one, gate, dlogit = slope / slope, slope * 0, slope * 0
+    for sample in range(low // voxels, (high - 1) // voxels + 1):
+        source, upstream = x[sample], dy[sample]
+        for k in range(6):
+            work[k * STRIDE : k * STRIDE + channels] = table[sample, k]
+        begin, end = max(low - sample * voxels, 0), min(high - sample * voxels, voxels)
+        for start in range(begin, end, BLOCK):
+            work[10 * STRIDE :] = 0
+            bias_sum = slope * 0
+            for voxel in range(start, min(start + BLOCK, end)):
+                for c in range(channels):
+                    h = _wide(source[voxel, c]) * work[SCALE + c] - work[OFFSET + c]
+                    n = h * work[GAMMA + c] + work[BETA + c]
+                    s = one if n > 0 else slope
+                    work[6 * STRIDE + c] = h
+                    work[7 * STRIDE + c] = n * s
+                    work[8 * STRIDE + c] = s
+                    work[9 * STRIDE + c] = _wide(upstream[voxel, c])
+                if spatial:
+                    logit, dot = bias, slope * 0
+                    for c in range(channels):
+                        logit += work[7 * STRIDE + c] * work[WEIGHT + c]
+                        dot += work[7 * STRIDE + c] * work[9 * STRIDE + c]
+                    gate = one / (one + np.exp(-logit))
+                    dlogit = dot * gate * (one - gate)
+                    kept[sample, voxel, 0] = gate
+                    kept[sample, voxel, 1] = dlogit
+                    bias_sum += dlogit
+                for c in range(channels):
+                    h, t, s, d = work[6 * STRIDE + c], work[7 * STRIDE + c], work[8 * STRIDE + c], work[9 * STRIDE + c]
+                    e = (d * (work[GATE + c] + gate) + dlogit * work[WEIGHT + c]) * s
+                    work[10 * STRIDE + c] += e
+                    work[11 * STRIDE + c] += e * h
+                    work[12 * STRIDE + c] += s
+                    work[13 * STRIDE + c] += s * h
+                    work[14 * STRIDE + c] += d * t
+                    work[15 * STRIDE + c] += dlogit * t
+            for k in range(6):
+                for c in range(channels):
+                    total[sample, k, c] += work[(10 + k) * STRIDE + c]
+            total[sample, 6, 0] += bias_sum
+
+
+@_compiled
+def backward_rows(
+    x: np.ndarray,
+    dy: np.ndarray,
+    dx: np.ndarray,
+    low: int,
+    high: int,
+    table: np.ndarray,
+    slope: np.floating,
+    spatial: bool,
+    kept: np.ndarray,
+) -> None:
+    """Write the gradient of `x`."""
+    voxels, channels = x.shape[1], min(x.shape[2], MAX_CHANNELS)
+    work = np.empty(10 * STRIDE, table.dtype)
+    one, gate, dlogit = slope / slope, slope * 0, slope * 0
+    for sample in range(low // voxels, (high - 1) // voxels + 1):
+        source, upstream, target = x[sample], dy[sample], dx[sample]
+        for k in range(10):
+            work[k * STRIDE : k * STRIDE + channels] = table[sample, k]
+        for voxel in range(max(low - sample * voxels, 0), min(high - sample * voxels, voxels)):
+            if spatial:
+                gate, dlogit = kept[sample, voxel, 0], kept[sample, voxel, 1]
+            for c in range(channels):
+                h = _wide(source[voxel, c]) * work[SCALE + c] - work[OFFSET + c]
+                s = one if h * work[GAMMA + c] + work[BETA + c] > 0 else slope
+                e = _wide(upstream[voxel, c]) * (work[GATE + c] + gate) + dlogit * work[WEIGHT + c] + work[POOLED + c]
+                rest = e * s - work[MEAN_GRADIENT + c] - h * work[MEAN_PRODUCT + c]
+                target[voxel, c] = _narrow(target, work[FACTOR + c] * rest)
