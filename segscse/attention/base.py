@@ -53,7 +53,8 @@ class AttentionBlock(nn.Module):
     def apply_gate(self, x: Tensor) -> Tensor:
         """Return the recalibrated map, `(B, C, *S)`; `forward` is this after a check of the input's rank."""
         parts = self.parts()
-        if parts is not None and runs_here(x) and not watched(self):
+        # A channel gate alone is one mean and one product, which torch does as fast.
+        if parts is not None and parts.weight is not None and runs_here(x) and not watched(self):
             return recalibrate(x, gate=parts)
         return x * self.gate(x).to(x.dtype)
 

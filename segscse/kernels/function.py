@@ -22,7 +22,7 @@ from segscse.kernels.threads import bounds, run_in_parallel
 from segscse.nets.dims import CHANNELS_LAST
 
 # Numbers of a map below which one more thread costs more than it saves.
-SHARE = 1 << 16
+SHARE = 1 << 17
 
 
 class Recalibrate(torch.autograd.Function):
@@ -68,12 +68,15 @@ class Recalibrate(torch.autograd.Function):
         samples, voxels, channels = source.shape
         kept = np.empty((samples, voxels, 2), table.dtype)
         total = _add_up(rows.backward_sums, (source, upstream), (samples, 7, channels), table, *ctx.scalars, kept)
-        of_gate: list[Tensor] = []
+        of_gate: list[Tensor | None] = []
         if ctx.pooled is not None:
             mean, gate = ctx.pooled
-            of_mean, *of_gate = torch.autograd.grad(
-                gate, (mean, *parameters), torch.from_numpy(total[:, Sum.GATE]).to(gate.dtype), retain_graph=True
+            learned = [parameter for parameter in parameters if parameter.requires_grad]
+            of_mean, *found = torch.autograd.grad(
+                gate, (mean, *learned), torch.from_numpy(total[:, Sum.GATE]).to(gate.dtype), retain_graph=True
             )
+            left = iter(found)
+            of_gate = [next(left) if parameter.requires_grad else None for parameter in parameters]
             table[:, Row.POOLED] = of_mean.numpy() / voxels
             total[:, Sum.BETA] += table[:, Row.POOLED] * total[:, Sum.SLOPE]
             total[:, Sum.GAMMA] += table[:, Row.POOLED] * total[:, Sum.SLOPE_PRODUCT]
@@ -103,6 +106,10 @@ def _empty(x: Tensor) -> tuple[Tensor, np.ndarray]:
     return result, _to_voxels(result)
 
 
+def _numbers(parameter: Tensor) -> np.ndarray:
+    return parameter.detach().double().flatten().numpy()
+
+
 def _like(parameter: Tensor, gradient: np.ndarray) -> Tensor:
     return torch.from_numpy(gradient).to(parameter.dtype).reshape(parameter.shape)
 
@@ -120,13 +127,14 @@ def _table(
         if source.dtype == np.uint16:
             shift = (shift.astype(np.uint32) << 16).view(np.float32)
         total = _add_up(rows.moments, (source,), (samples, 2, channels), np.ascontiguousarray(shift)) / voxels
-        rstd = 1 / np.sqrt(np.maximum(total[:, 1] - total[:, 0] ** 2, 0) + eps)
+        with np.errstate(invalid="ignore"):  # an image that is not finite stays so, without numpy's warning
+            rstd = 1 / np.sqrt(np.maximum(total[:, 1] - total[:, 0] ** 2, 0) + eps)
         table[:, Row.SCALE] = rstd
         table[:, Row.OFFSET] = (total[:, 0] + shift) * rstd
-        table[:, Row.GAMMA] = gamma.detach().numpy()
-        table[:, Row.BETA] = beta.detach().numpy()
+        table[:, Row.GAMMA] = _numbers(gamma)
+        table[:, Row.BETA] = _numbers(beta)
     if weight is not None:
-        table[:, Row.WEIGHT] = weight.detach().flatten().numpy()
+        table[:, Row.WEIGHT] = _numbers(weight)
     return table
 
 

@@ -33,6 +33,8 @@ class GateParts:
 
 def runs_here(x: Tensor) -> bool:
     """Return whether the kernels can take `x`: a map in channels-last memory of a CPU, not one that is traced."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or type(x) not in (Tensor, nn.Parameter):
+        return False
     layout = CHANNELS_LAST.get(x.ndim - 2)
     return (
         x.device.type == "cpu"
@@ -41,9 +43,6 @@ def runs_here(x: Tensor) -> bool:
         and x.is_contiguous(memory_format=layout)
         and x.shape[1] <= MAX_CHANNELS
         and x.numel() > 0
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
     )
 
 

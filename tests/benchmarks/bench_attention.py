@@ -1,0 +1,147 @@
+"""What a gate costs: in the Task04 U-Net at every encoder and decoder block, and alone beside reading and writing.
+
+Run: python tests/benchmarks/bench_attention.py
+"""
+
+import argparse
+import sys
+
+import torch
+from measure import alternate, own_peak_mb, peak_mb, save
+from torch import nn
+
+from segscse.attention import build_attention
+from segscse.hardware import autocast, pick_precision
+from segscse.nets.dims import channels_last, network_to_channels_last
+from segscse.nets.unet import UNet
+
+PATCH = (40, 56, 40)
+BATCH = 2
+VARIANTS = ("none", "textbook_scse", "scse", "se", "eca")
+BLOCKS = {"scse": "textbook_scse", "sse": "textbook_sse", "se": "textbook_se", "eca": "textbook_eca"}
+MAPS = ((2, 16, 40, 56, 40), (2, 32, 40, 56, 40), (2, 64, 20, 28, 20), (2, 128, 10, 14, 10))
+
+
+class Textbook(nn.Module):
+    """Each gate as its formula is usually written down: a product a gate, and for scSE the sum of two maps."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def parts(self):
+        return None
+
+    def forward(self, x):
+        block = self.block
+        if not hasattr(block, "cse") and not hasattr(block, "mlp") and block.conv.weight.ndim == 5:
+            return x * torch.sigmoid(block.conv(x))
+        channel = x.mean((2, 3, 4))
+        if hasattr(block, "cse"):
+            channel = torch.sigmoid(block.cse.mlp(channel))[:, :, None, None, None]
+            return x * channel + x * torch.sigmoid(block.sse.conv(x))
+        if hasattr(block, "mlp"):
+            return x * torch.sigmoid(block.mlp(channel))[:, :, None, None, None]
+        return x * torch.sigmoid(block.conv(channel[:, None])[:, 0])[:, :, None, None, None]
+
+
+def network(variant, features):
+    name = variant.removeprefix("textbook_")
+    unet = UNet(3, 1, 3, features=features, attention=name)
+    if name != variant:
+        for stage in [*unet.encoder[:-1], *unet.decoder]:
+            stage.attention = Textbook(stage.attention)
+    return network_to_channels_last(unet, 3)
+
+
+def training_step(net, x, context):
+    net.train()
+    net.zero_grad()
+    with context():
+        loss = net(x).float().square().mean()
+    loss.backward()
+
+
+def inference(net, x, context):
+    net.eval()
+    with torch.inference_mode(), context():
+        net(x)
+
+
+def unets(features, repeats, context):
+    x = channels_last(torch.randn(BATCH, 1, *PATCH))
+    nets = {variant: network(variant, features) for variant in VARIANTS}
+    found = {}
+    for what, call in (("training step", training_step), ("inference", inference)):
+        calls = {name: lambda net=net, call=call: call(net, x, context) for name, net in nets.items()}
+        times = alternate(calls, repeats)
+        found[what] = {
+            name: {"ms": round(1000 * seconds, 1), "added": round(seconds / times["none"] - 1, 4)}
+            for name, seconds in times.items()
+        }
+    arguments = ("--features", ",".join(map(str, features)))
+    idle = peak_mb(__file__, "--peak", "idle", *arguments)
+    peaks = {name: peak_mb(__file__, "--peak", name, *arguments) - idle for name in VARIANTS}
+    found["peak training memory"] = {
+        name: {"mb": round(mb), "added": round(mb / peaks["none"] - 1, 4)} for name, mb in peaks.items()
+    }
+    return found
+
+
+def blocks(repeats):
+    found = []
+    for shape in MAPS:
+        x, upstream = (channels_last(torch.randn(shape)) for _ in range(2))
+        target = torch.empty_like(x)
+        calls = {"read and write once": lambda x=x, target=target: target.copy_(x)}
+        for name, textbook in BLOCKS.items():
+            block = build_attention(name, shape[1], spatial_dims=3)
+            for label, module in ((name, block), (textbook, Textbook(block))):
+                leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+                calls[label] = lambda module=module, x=x: module(x.detach())
+                calls[f"{label} backward"] = lambda module=module, leaf=leaf, upstream=upstream: module(leaf).backward(
+                    upstream
+                )
+        with torch.enable_grad():
+            times = alternate(calls, repeats)
+        limit = times["read and write once"]
+        for name, textbook in BLOCKS.items():
+            for suffix, passes in (("", "forward"), (" backward", "forward and backward")):
+                ours, theirs = times[name + suffix], times[textbook + suffix]
+                found.append(
+                    {
+                        "block": name,
+                        "map": shape,
+                        "passes": passes,
+                        "ms": round(1000 * ours, 3),
+                        "textbook over ours": round(theirs / ours, 2),
+                        "ours over reading and writing once": round(ours / limit, 2),
+                    }
+                )
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--features", default="32,64,128,256")
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--peak", help="one training step of a variant, for its peak memory")
+    options = parser.parse_args()
+    features = tuple(int(width) for width in options.features.split(","))
+    precision = pick_precision("auto", torch.device("cpu"))
+
+    def context():
+        return autocast(torch.device("cpu"), precision)
+
+    if options.peak:
+        net = network("none" if options.peak == "idle" else options.peak, features)
+        if options.peak != "idle":
+            training_step(net, channels_last(torch.randn(BATCH, 1, *PATCH)), context)
+        sys.stdout.write(f"{own_peak_mb():.0f}\n")
+        return
+    save(f"attention_{features[0]}", {"features": features, **unets(features, options.repeats, context)})
+    save("attention_blocks", {"blocks": blocks(options.repeats)})
+
+
+if __name__ == "__main__":
+    main()
