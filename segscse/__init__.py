@@ -19,12 +19,13 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 _PUBLIC = {
     "plan": "segscse.api",
     "train": "segscse.api",
+    "cross_validate": "segscse.crossval",
     "load": "segscse.inference.predictor",
     "evaluate": "segscse.evaluation.scores",
     "compare": "segscse.evaluation.statistics",
     "plot_overlay": "segscse.evaluation.overlays",
 }
-__all__ = ["__version__", "compare", "evaluate", "load", "plan", "plot_overlay", "train"]
+__all__ = ["__version__", "compare", "cross_validate", "evaluate", "load", "plan", "plot_overlay", "train"]
 
 
 def __getattr__(name: str) -> Any:

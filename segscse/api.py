@@ -33,7 +33,7 @@ def plan(
     Raises:
         InputError: the data set or the configuration has errors.
     """
-    return plan_dataset(dataset, _config(config), labels=labels).plan
+    return plan_dataset(dataset, config_of(config), labels=labels).plan
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
         InputError: something given cannot be used.
         Interrupted: a signal stopped the run; continue it with `resume=True`.
     """
-    chosen = _config(config)
+    chosen = config_of(config)
     run = train_run(
         dataset,
         Path(out),
@@ -77,7 +77,8 @@ def train(
     return run
 
 
-def _config(config: str | Path | ExperimentConfig | None) -> ExperimentConfig:
+def config_of(config: str | Path | ExperimentConfig | None) -> ExperimentConfig:
+    """Return a configuration from its file, itself, or the defaults."""
     return config if isinstance(config, ExperimentConfig) else load_config(*([config] if config is not None else []))
 
 

@@ -138,12 +138,12 @@ def train(
     config: Configs = None,
     experiment: FlatConfig = ExperimentConfig(),  # noqa: B008, frozen
 ) -> None:
-    """Train one fold, then segment and score its validation cases on their own grids.
+    """Train one fold or all of them, then segment and score the validation cases on their own grids.
 
     Args:
         dataset: As for `segscse check`.
         out: Run folder. Default: runs/<data set>_<2d|3d>_fold<fold>.
-        fold: Number of the cross-validation fold, or `all` to train on every case.
+        fold: Number of the cross-validation fold, `all` to train on every case, or `cv` to train and score every fold.
         budget: Time for training, such as 90s, 20m or 2h; wins over train.budget and train.max_steps.
         resume: Continue the run in --out.
         labels: Folder of label maps that pair with the images by name.
@@ -151,10 +151,26 @@ def train(
         experiment: Settings of the experiment.
     """
     from segscse.api import validate_run
+    from segscse.crossval import cross_validate
     from segscse.training.run import train_run
 
     name = dataset.resolve().name.removesuffix(".csv")
-    folder = out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_fold{fold}"
+    place = "cv" if fold == "cv" else f"fold{fold}"
+    folder = out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_{place}"
+    if fold == "cv":
+        with _bar(_console(), "validating") as progress:
+            summary = cross_validate(
+                dataset,
+                out=folder,
+                labels=labels,
+                config=experiment,
+                budget=budget,
+                resume=resume,
+                console=_console(),
+                progress=progress,
+            )
+        _say_scores(summary, folder / "evaluation")
+        return
     run_ = train_run(
         dataset,
         folder,
@@ -292,7 +308,7 @@ def _fold(text: str) -> int | None:
     if text == "all":
         return None
     if not text.isdigit():
-        raise InputError(f"--fold must be a number or 'all', got {text!r}")
+        raise InputError(f"--fold must be a number, 'all' or 'cv', got {text!r}")
     return int(text)
 
 

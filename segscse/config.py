@@ -134,10 +134,10 @@ class AugmentConfig:
 class OptimConfig:
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum 0.99."""
-    lr: float = 3e-3
-    """Peak learning rate."""
+    name: Literal["muon", "adamw", "sgd"] = "muon"
+    """Muon with AdamW for vectors, AdamW for all, or SGD with Nesterov momentum 0.99."""
+    lr: float | None = None
+    """Peak learning rate; 8e-3 for Muon, 3e-3 for AdamW and 1e-2 for SGD if not given."""
     weight_decay: float = 1e-2
     """Decoupled (AdamW) or L2 (SGD) weight decay."""
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
@@ -150,7 +150,7 @@ class OptimConfig:
     """Decay of the moving average of the weights that is validated and exported; 0 switches it off."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", self.lr, "> 0")
+        _require(self.lr is None or self.lr > 0, "optim.lr", self.lr, "> 0")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "> 0")
@@ -166,9 +166,9 @@ class TrainConfig:
     max_steps: int | None = None
     """Number of optimiser steps; when given, it takes the place of the budget and makes runs repeatable."""
     validations: int = 5
-    """How often the validation cases are segmented whole; less often where that would take a fifth of the budget."""
+    """How often the validation cases are segmented whole; less often where that would take 5 % of the budget."""
     patience: int | None = None
-    """Stop after this many validations without a better Dice; never if not given."""
+    """Stop after this many validations without a better Dice, and keep the best model instead of the last; or never."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 mixed precision where the hardware computes in it, else 32 bit."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

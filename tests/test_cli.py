@@ -108,7 +108,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("flags", "expected"),
         [
-            (["--fold", "first"], "--fold must be a number or 'all', got 'first'"),
+            (["--fold", "first"], "--fold must be a number, 'all' or 'cv', got 'first'"),
             (["--fold", "9"], "fold must be between 0 and 4, got 9"),
             (["--budget", "soon"], "must be a duration such as 90s, 20m or 2h, got 'soon'"),
             (["--optim.lr", "-1"], "optim.lr must be > 0"),

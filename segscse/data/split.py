@@ -38,9 +38,7 @@ def make_split(cases: Sequence[Case], fold: int | None, *, folds: int = 5, seed:
     if fold is None:
         return Split(None, tuple(ids), ())
     subjects = np.array(sorted({case.subject for case in cases}))
-    folds = min(folds, len(subjects))
-    if folds < 2:
-        raise InputError("one subject cannot be split into folds", remedy="Train on all cases with --fold all")
+    folds = n_folds(cases, folds)
     if not 0 <= fold < folds:
         raise InputError(f"fold must be between 0 and {folds - 1}, got {fold}")
     order = np.arange(len(subjects))
@@ -48,3 +46,15 @@ def make_split(cases: Sequence[Case], fold: int | None, *, folds: int = 5, seed:
     held_out = set(subjects[np.array_split(order, folds)[fold]])
     validation = sorted(case.id for case in cases if case.subject in held_out)
     return Split(fold, tuple(sorted(set(ids) - set(validation))), tuple(validation))
+
+
+def n_folds(cases: Sequence[Case], folds: int) -> int:
+    """Return how many folds there are: as many as wanted, or one a subject where there are fewer.
+
+    Raises:
+        InputError: fewer than two subjects.
+    """
+    folds = min(folds, len({case.subject for case in cases}))
+    if folds < 2:
+        raise InputError("one subject cannot be split into folds", remedy="Train on all cases with --fold all")
+    return folds

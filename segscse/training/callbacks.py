@@ -91,6 +91,7 @@ class RunKeeper(Callback):
         self.checkpoint_every_s = checkpoint_every_s
         self.patience = patience
         self.best = -math.inf
+        self.dice = math.nan
         self.waited = 0
         self._saved_at_s = 0.0
         self._losses: list[torch.Tensor] = []
@@ -98,11 +99,11 @@ class RunKeeper(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"best": self.best, "waited": self.waited}
+        return {"best": self.best, "dice": self.dice, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.best, self.waited = state_dict["best"], state_dict["waited"]
+        self.best, self.dice, self.waited = (state_dict[name] for name in ("best", "dice", "waited"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock (set-up is not the run's time) and listen to signals, in place of Lightning's handlers."""
@@ -140,19 +141,23 @@ class RunKeeper(Callback):
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the best model, write the log and a checkpoint."""
+        """Export the model (with `patience` only if it is the best), write the log and a checkpoint."""
         self.clock.finish_validation()
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_dice")}
         self._log_steps(trainer, **scores)
         dice = scores["val_dice"]
-        if dice > self.best or not math.isfinite(self.best):
-            self.best, self.waited = (dice if math.isfinite(dice) else -math.inf), 0
-            self._export(pl_module, scores)
+        improved = dice > self.best or not math.isfinite(self.best)
+        self.waited = 0 if improved else self.waited + 1
+        if improved:
+            self.best = dice if math.isfinite(dice) else -math.inf
             self._save_checkpoint(trainer, "best.ckpt")
-        else:
-            self.waited += 1
-            if self.patience is not None and self.waited >= self.patience:
-                trainer.should_stop = True
+        # Choosing the best of several validations would make the score of these cases too good. A run that stops for
+        # lack of improvement has to choose.
+        if improved or self.patience is None:
+            self.dice = dice
+            self._export(pl_module, scores)
+        elif self.waited >= self.patience:
+            trainer.should_stop = True
         self._save_checkpoint(trainer)
         if self.stop.signum is not None and not self.clock.done:
             self._stop(pl_module, self.stop.signum)

@@ -13,7 +13,7 @@ from typing import Any
 # The first steps allocate memory and choose kernels; they say nothing about the rest.
 WARM_UP_STEPS = 3
 RECENT_STEPS = 30
-VALIDATION_SHARE = 0.2
+VALIDATION_SHARE = 0.05
 
 
 @dataclass
@@ -23,7 +23,7 @@ class RunClock:
     By steps, progress is `step / max_steps`. By time, the number of steps that still fit is estimated after
     every step from the median of the recent step times and the time that the validations to come will take,
     and progress advances by its share; so the schedule always ends when the budget does. Validations that would
-    take more than a fifth of the budget become fewer, the last one always stays.
+    take more than a twentieth of the budget become fewer, the last one always stays.
 
     Attributes:
         budget_s: seconds for steps and validations, when `max_steps` is None.

@@ -15,7 +15,7 @@ from segscse.inference.sliding_window import predict_volume
 from segscse.nets.dims import channels_last
 from segscse.training.clock import RunClock
 from segscse.training.losses import deep_supervision_loss
-from segscse.training.schedule import build_optimizer, lr_factor
+from segscse.training.schedule import build_optimizer, lr_factor, peak_rate
 
 
 class SegModule(pl.LightningModule):
@@ -47,7 +47,7 @@ class SegModule(pl.LightningModule):
         """Return the loss of a batch of patches."""
         factor = lr_factor(self.optim, self.clock.progress)
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.optim.lr * factor
+            group["lr"] = peak_rate(self.optim) * factor
         return deep_supervision_loss(self.forward(batch["image"]), batch["label"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:

@@ -61,7 +61,7 @@ class Run:
     Attributes:
         folder: holds `config.yaml`, `plan.json`, `fingerprint.json`, `run.json`, `metrics.csv`, `checkpoints/`,
             `model/`.
-        dice: best validation Dice during training, on the network's grid; None without validation cases.
+        dice: the model's Dice on the validation cases, on the network's grid; None without such cases.
         steps: optimiser steps.
         split: which cases were trained and validated on.
         planned: the data set.
@@ -120,7 +120,7 @@ def train_run(
     if resume:
         _refuse_other_data(setup)
     keeper = _fit(setup, console, resume=resume)
-    dice = keeper.best if math.isfinite(keeper.best) else None
+    dice = keeper.dice if math.isfinite(keeper.dice) else None
     return Run(folder, dice, keeper.clock.step, split, planned)
 
 
@@ -138,7 +138,7 @@ class _Setup:
 
 
 def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
-    """Train until the clock or a signal says stop; return the keeper, which knows the best Dice."""
+    """Train until the clock or a signal says stop; return the keeper, which knows the model's Dice."""
     _quiet_lightning()
     config, folder, plan = setup.config, setup.folder, setup.planned.plan
     pl.seed_everything(config.train.seed, workers=True, verbose=False)

@@ -1,0 +1,116 @@
+"""Cross-validation: every fold trained, every case scored by the fold that has not seen it, in one evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from segscse.api import config_of, validate_run
+from segscse.config import ExperimentConfig
+from segscse.data.index import open_dataset
+from segscse.data.split import n_folds
+from segscse.errors import InputError
+from segscse.evaluation.folders import evaluate_folders
+from segscse.evaluation.scores import summarise
+from segscse.files import read_json
+from segscse.training.run import Run, train_run
+from segscse.types import Progress
+
+
+def cross_validate(
+    dataset: str | Path,
+    *,
+    out: str | Path,
+    labels: str | Path | None = None,
+    config: str | Path | ExperimentConfig | None = None,
+    budget: str | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train every fold into `<out>/fold<k>` and score all cases into `<out>/evaluation`.
+
+    Args:
+        dataset: a data set, as for `segscse train`.
+        out: the folder for everything.
+        labels: the folder of label maps, when `dataset` is a folder of images.
+        config: a configuration or its YAML file; the defaults if not given.
+        budget: time a fold, such as `20m`; wins over the configuration's.
+        resume: keep the folds in `out` that are finished, go on with the one that was interrupted, then the others.
+        console: where progress is shown; nowhere if not given.
+        progress: called with the number of validation cases that are segmented in a fold, and their total.
+
+    Returns:
+        The summary of the evaluation.
+
+    Raises:
+        InputError: something given cannot be used.
+        Interrupted: a signal stopped the work; continue it with `resume=True`.
+    """
+    folder, chosen = Path(out), config_of(config)
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        remedy = "Choose another --out, or continue it with --resume"
+        raise InputError("already exists and is not empty", file=folder, remedy=remedy)
+    predictions: dict[str, Path] = {}
+    run = None
+    for fold in range(n_folds(open_dataset(dataset, labels).cases, chosen.data.folds)):
+        run = _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
+        predictions |= {name: _prediction(run.folder, name) for name in run.split.validation}
+    assert run is not None  # there are at least two folds
+    cases = {case.id: case for case in run.planned.index.cases}
+    table = evaluate_folders(
+        predictions,
+        {name: case.label for name, case in cases.items() if case.label is not None},
+        folder / "evaluation",
+        {name: case.images[0] for name, case in cases.items()},
+        names=dict(run.planned.plan.labels),
+        labels=run.planned.plan.label_ids,
+    )
+    return summarise(table)
+
+
+def _finish_fold(
+    dataset: str | Path,
+    folder: Path,
+    config: ExperimentConfig,
+    labels: str | Path | None,
+    fold: int,
+    budget: str | None,
+    resume: bool,
+    console: Console | None,
+    progress: Progress | None,
+) -> Run:
+    """Train and validate a fold, as far as that has not been done."""
+    started = resume and (folder / "checkpoints" / "last.ckpt").is_file()
+    before = _steps(folder) if started else None
+    # A fold that was started knows its length; giving it again would make a longer run of a finished one.
+    run = train_run(
+        dataset,
+        folder,
+        config,
+        labels=labels,
+        fold=fold,
+        budget=None if started else budget,
+        resume=started,
+        console=console,
+    )
+    scored = (folder / "validation" / "summary.json").is_file()
+    if (
+        not scored
+        or run.steps != before
+        or not all(_prediction(folder, case).is_file() for case in run.split.validation)
+    ):
+        validate_run(run, device=config.train.device, progress=progress)
+    return run
+
+
+def _steps(folder: Path) -> int | None:
+    """Return the steps of the model that a fold has, or None without a model."""
+    model = folder / "model" / "model.json"
+    return read_json(model)["provenance"]["step"] if model.is_file() else None
+
+
+def _prediction(folder: Path, case: str) -> Path:
+    return folder / "validation" / "predictions" / f"{case}.nii.gz"

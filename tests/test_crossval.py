@@ -1,0 +1,64 @@
+import pandas as pd
+import pytest
+from tiny import dataset, tiny_config  # noqa: F401, fixture
+
+import segscse
+from segscse import crossval
+from segscse.errors import InputError, Interrupted
+from segscse.files import read_json
+
+
+@pytest.fixture
+def config():
+    return tiny_config(train={"max_steps": 2}, data={"folds": 3})
+
+
+def test_every_case_is_scored_once_by_a_fold_that_has_not_seen_it(dataset, config, tmp_path):  # noqa: F811
+    summary = segscse.cross_validate(dataset, out=tmp_path / "cv", config=config)
+    folds = [read_json(tmp_path / "cv" / f"fold{fold}" / "run.json") for fold in range(3)]
+    every = sorted(case for fold in folds for case in fold["validation_cases"])
+    assert len(every) == len(set(every))
+    assert all(not set(fold["training_cases"]) & set(fold["validation_cases"]) for fold in folds)
+    table = pd.read_csv(tmp_path / "cv" / "evaluation" / "cases.csv")
+    assert sorted(table["case"].unique()) == every
+    assert summary["overall"]["n_cases"] == len(every)
+    for fold in range(3):
+        of_fold = pd.read_csv(tmp_path / "cv" / f"fold{fold}" / "validation" / "cases.csv")
+        both = of_fold.merge(table, on=["case", "label"], suffixes=("", "_merged"))
+        assert len(both) == len(of_fold)
+        pd.testing.assert_series_equal(both["dice"], both["dice_merged"], check_names=False)
+
+
+def test_it_goes_on_where_it_was_stopped(dataset, config, tmp_path, monkeypatch):  # noqa: F811
+    train_run, trained = crossval.train_run, []
+
+    def stop_in_the_second_fold(data, folder, *given, **named):
+        trained.append(folder.name)
+        if folder.name == "fold1" and not named["resume"] and trained.count("fold1") == 1:
+            raise Interrupted(2, "stopped")
+        return train_run(data, folder, *given, **named)
+
+    monkeypatch.setattr(crossval, "train_run", stop_in_the_second_fold)
+    with pytest.raises(Interrupted):
+        segscse.cross_validate(dataset, out=tmp_path / "cv", config=config)
+    first = (tmp_path / "cv" / "fold0" / "validation" / "summary.json").stat().st_mtime_ns
+    model = (tmp_path / "cv" / "fold0" / "model" / "model.safetensors").read_bytes()
+    segscse.cross_validate(dataset, out=tmp_path / "cv", config=config, resume=True)
+    assert trained == ["fold0", "fold1", "fold0", "fold1", "fold2"]
+    assert (tmp_path / "cv" / "fold0" / "validation" / "summary.json").stat().st_mtime_ns == first
+    assert (tmp_path / "cv" / "fold0" / "model" / "model.safetensors").read_bytes() == model
+
+
+def test_a_lost_prediction_is_made_again(dataset, config, tmp_path):  # noqa: F811
+    whole = segscse.cross_validate(dataset, out=tmp_path / "cv", config=config)
+    next((tmp_path / "cv" / "fold1" / "validation" / "predictions").iterdir()).unlink()
+    again = segscse.cross_validate(dataset, out=tmp_path / "cv", config=config, resume=True)
+    assert again["overall"]["mean_dice"] == whole["overall"]["mean_dice"]
+
+
+def test_a_used_folder_is_left_alone(dataset, config, tmp_path):  # noqa: F811
+    (tmp_path / "cv").mkdir()
+    (tmp_path / "cv" / "note.txt").write_text("mine")
+    with pytest.raises(InputError, match="already exists and is not empty"):
+        segscse.cross_validate(dataset, out=tmp_path / "cv", config=config)
+    assert [item.name for item in (tmp_path / "cv").iterdir()] == ["note.txt"]
