@@ -259,6 +259,49 @@ def compare(a: Path, b: Path, /) -> None:
 
 
 @app.command
+def blocks(
+    names: Annotated[list[str] | None, Parameter(name="NAME", negative="")] = None,
+    /,
+    *,
+    size: str = "40,56,40",
+    channels: int = 32,
+    batch: int = 2,
+    repeats: int = 10,
+    device: Device = "auto",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    memory_gib: float = 4.0,
+    out: Path | None = None,
+) -> None:
+    """Measure attention blocks here and now: paper, parameters, latency and memory of each.
+
+    Args:
+        names: Blocks; all of them if not given.
+        size: Of the map, two or three numbers.
+        channels: Of the map.
+        batch: Maps at once.
+        repeats: Measurements of each block; the median counts.
+        device: Where to measure.
+        precision: Of the map; auto takes bf16 where the hardware multiplies in it.
+        memory_gib: Leave out what would need more.
+        out: Also write the table to this file, .md or .json.
+    """
+    from segscse.attention.measure import MapSetting, measure_blocks
+    from segscse.attention.tables import check_format, footnotes, text_table, write_table
+
+    if out is not None:
+        check_format(out)
+    setting = MapSetting(_sizes(size), channels, batch, repeats, device, precision, memory_gib)
+    with _bar(_console(), "measuring") as progress:
+        table = measure_blocks(setting, names, progress=progress)
+    _console(stderr=False).print(text_table(table))
+    for note in footnotes(table):
+        _say(note)
+    if out is not None:
+        write_table(out, table)
+        _say(f"table: {out}")
+
+
+@app.command
 def fetch(name: str, *, out: Path = Path("data")) -> None:
     """Download a public data set of the Medical Segmentation Decathlon, with its checksum verified.
 
@@ -310,6 +353,13 @@ def _fold(text: str) -> int | None:
     if not text.isdigit():
         raise InputError(f"--fold must be a number, 'all' or 'cv', got {text!r}")
     return int(text)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--size must be two or three positive numbers such as 40,56,40, got {text!r}")
+    return tuple(int(part) for part in parts)
 
 
 def _say(text: str) -> None:

@@ -12,6 +12,7 @@ import yaml
 from tiny import SETTINGS, dataset, tiny_case, trained, write_dataset  # noqa: F401, fixtures
 from volumes import write_volume
 
+from segscse.attention import BLOCKS
 from segscse.cli import run
 from segscse.config import load_config
 from segscse.inference.predictor import load
@@ -19,7 +20,7 @@ from segscse.inference.predictor import load
 # The fixtures come by import, so every test that takes one looks like a redefinition.
 # ruff: noqa: F811
 
-VERBS = ("check", "plan", "train", "predict", "evaluate", "compare", "fetch", "demo")
+VERBS = ("check", "plan", "train", "predict", "evaluate", "compare", "blocks", "fetch", "demo")
 
 
 @pytest.fixture
@@ -197,6 +198,47 @@ class TestPredict:
     def test_the_input_folder_is_no_output(self, trained, dataset, capsys):
         images = dataset / "imagesTr"
         assert "holds the inputs" in _refused(capsys, "predict", trained.folder, images, "--out", images)
+
+
+class TestBlocks:
+    SMALL = ("--channels", "8", "--repeats", "1", "--device", "cpu")
+
+    def test_prints_and_writes_what_was_measured(self, tmp_path, capsys):
+        arguments = ["blocks", "ENCAM", "scse", *self.SMALL, "--size", "4,6,5", "--precision", "fp32"]
+        assert run([*arguments, "--out", str(tmp_path / "table.json")]) == 0
+        out = capsys.readouterr().out
+        assert [line.split()[0] for line in out.splitlines()[:3]] == ["block", "ENCAM", "scse"]
+        assert "1803.02579: Roy et al., Concurrent Spatial" in out
+        saved = json.loads((tmp_path / "table.json").read_text())
+        assert [row["cost"]["parameters"] for row in saved["rows"]] == [64, 8 * 4 + 4 + 4 * 8 + 8 + 8 + 1]
+        assert saved["setting"]["size"] == [4, 6, 5]
+
+    def test_measures_all_blocks_where_none_is_named(self, tmp_path, capsys):
+        assert run(["blocks", *self.SMALL, "--size", "4,6", "--out", str(tmp_path / "table.md")]) == 0
+        lines = (tmp_path / "table.md").read_text().splitlines()
+        assert {name for name in BLOCKS if any(line.startswith(f"| `{name}` |") for line in lines)} == set(BLOCKS)
+        assert "slice_se: with the mean taken per slice, which the paper does not have; not measured" in (
+            capsys.readouterr().out
+        )
+
+    @pytest.mark.parametrize(
+        ("flags", "expected"),
+        [
+            (["csee"], "unknown attention block 'csee'"),
+            (["--size", "40x56"], "--size must be two or three positive numbers such as 40,56,40, got '40x56'"),
+            (["--size", "4,4,4,4"], "--size must be two or three positive numbers"),
+            (["--channels", "0"], "--channels must be at least 1, got 0"),
+            (["--precision", "fp16"], "fp16"),
+            (["--device", "mps"], "device 'mps' is not available"),
+            (["--out", "table.csv"], "--out must end in .md or .json"),
+            (["--size", "3000,3000,3000"], "more than --memory-gib 4"),
+            (["slice_se", "--size", "4,4"], "none of the blocks can be measured"),
+        ],
+    )
+    def test_what_cannot_be_is_one_line(self, flags, expected, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert expected in _refused(capsys, "blocks", *flags)
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestUsage:

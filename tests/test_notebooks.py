@@ -20,8 +20,8 @@ def work(tmp_path_factory):
     del os.environ["SEGSCSE_NOTEBOOK_DIR"], os.environ["SEGSCSE_NOTEBOOK_BUDGET"]
 
 
-def test_there_are_three_notebooks():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03"]
+def test_there_are_four_notebooks():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

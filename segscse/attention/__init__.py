@@ -12,6 +12,7 @@ from segscse.attention.base import AttentionBlock
 from segscse.attention.cbam import CBAM, CBAMChannel, CBAMSpatial
 from segscse.attention.danet import ChannelAffinity, PositionAffinity
 from segscse.attention.eca import ECA
+from segscse.attention.placement import check_placement
 from segscse.attention.project_excite import ProjectExcite
 from segscse.attention.sk import SelectiveKernel
 from segscse.attention.slicewise import DepthConvGate, ECADepth, SliceECA, SliceSE
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionBlock",
     "block_options",
     "build_attention",
+    "check_placement",
     "load_attention_weights",
 ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -46,6 +48,8 @@ class BAM(AttentionBlock):
         norm: of the spatial branch: `"group"`, `"instance"`, `"batch"` or None; unless it is None the channel
             branch has a LayerNorm. The authors' BatchNorm raises there at batch size 1.
     """
+
+    pools_to_mean: ClassVar[bool] = True
 
     def __init__(
         self,

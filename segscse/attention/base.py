@@ -27,6 +27,9 @@ class AttentionBlock(nn.Module):
 
     Attributes:
         kind: `"gate"` rescales a map and can follow any layer; `"conv"` takes a convolution's place.
+        pools_to_mean: the gate or one of its halves sees only the mean of each channel over the whole map, which
+            is the same for every image straight after an instance normalisation; see `check_placement`.
+        pairs_positions: time, and without a fused kernel memory, grow with the square of the number of positions.
         out_channels: channels of the output.
 
     Raises:
@@ -34,6 +37,8 @@ class AttentionBlock(nn.Module):
     """
 
     kind: ClassVar[Literal["gate", "conv"]] = "gate"
+    pools_to_mean: ClassVar[bool] = False
+    pairs_positions: ClassVar[bool] = False
 
     def __init__(self, channels: int, *, spatial_dims: int) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,6 +66,8 @@ class PositionAffinity(AttentionBlock):
         reduction: r of query and key; 8 as in the paper.
         min_hidden: floor of their width, not in the paper.
     """
+
+    pairs_positions: ClassVar[bool] = True
 
     def __init__(self, channels: int, *, spatial_dims: int, reduction: int = 8, min_hidden: int = 4) -> None:
         super().__init__(channels, spatial_dims=spatial_dims)

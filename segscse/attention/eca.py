@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ class ECA(AttentionBlock):
         circular: wrap around at the ends of the channel axis, since channels have no order. The paper
             pads with zeros, so the first and last channel see less.
     """
+
+    pools_to_mean: ClassVar[bool] = True
 
     def __init__(
         self,

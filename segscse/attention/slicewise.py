@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -163,6 +165,8 @@ class ECADepth(AttentionBlock):
         axis: the slice axis among the spatial axes; -1 is the last, as in NIfTI arrays.
         kernel_size: k of both parts, odd.
     """
+
+    pools_to_mean: ClassVar[bool] = True
 
     def __init__(self, channels: int, *, spatial_dims: int, axis: int = -1, kernel_size: int = 3) -> None:
         super().__init__(channels, spatial_dims=spatial_dims)

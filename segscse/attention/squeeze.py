@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,8 @@ class ChannelSE(AttentionBlock):
         min_hidden: floor of the hidden width, not in the paper: without it C < r gives a constant gate.
         hidden_act: `"relu"` as in the paper; None reproduces ports that forgot it.
     """
+
+    pools_to_mean: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -140,6 +144,8 @@ class ChannelSpatialSE(AttentionBlock):
         min_hidden: floor of the channel gate's hidden width.
         hidden_act: `"relu"` or None, in the channel gate.
     """
+
+    pools_to_mean: ClassVar[bool] = True
 
     def __init__(
         self,

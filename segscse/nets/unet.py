@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from segscse.attention import ATTENTION, AttentionBlock, build_attention
+from segscse.attention import ATTENTION, AttentionBlock, build_attention, check_placement
 from segscse.errors import InputError, choose
 from segscse.nets.blocks import BLOCKS, LEAK
 from segscse.nets.dims import as_tuple, check_spatial_dims, conv, conv_transpose
@@ -37,7 +37,8 @@ class UNet(nn.Module):
         deep_supervision: in training mode, return a list of logits, finest first, instead of one tensor.
 
     Raises:
-        InputError: lengths differ, the first stride is not 1, a kernel is even, or a name is unknown.
+        InputError: lengths differ, the first stride is not 1, a kernel is even, a name is unknown, or a gate
+            stands where it would not see the image (see `check_placement`).
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(make_block("decoder", 2 * features[i], features[i], i, 1) for i in range(last))
         n_heads = max(1, last - 1) if deep_supervision else 1
         self.heads = nn.ModuleList(conv(spatial_dims)(features[i], out_channels, 1) for i in range(n_heads))
+        check_placement(self)
         _initialise(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
