@@ -211,21 +211,46 @@ def evaluate(
     ref: Path,
     out: Path,
     images: Path | None = None,
+    labels: str | None = None,
+    names: str | None = None,
+    nsd_tolerance_mm: str = "1",
+    probabilities: Path | None = None,
     missing: Literal["error", "empty"] = "error",
+    workers: int | None = None,
 ) -> None:
-    """Score label maps against references: cases.csv, summary.json and report.html.
+    """Score label maps against references: cases.csv, summary.json, conventions.txt and report.html.
 
     Args:
         pred: Folder of predictions.
         ref: Folder of references; files pair by name.
         out: Folder for the results.
         images: Folder of images to show under the report's overlays.
+        labels: Labels to score, such as 1,2,5; every one that occurs if not given.
+        names: Names of labels, such as 1=liver,2=spleen.
+        nsd_tolerance_mm: Tolerance of the surface Dice, such as 2, or one per label, 1=2,2=1.5.
+        probabilities: Folder that predict --probabilities wrote; adds calibration (ECE, Brier). Needs --labels.
         missing: What to do about references without a prediction: refuse, or score an empty one.
+        workers: Cases scored at a time; one per core, at most 4, if not given.
     """
     from segscse.evaluation.folders import evaluate_folders
     from segscse.evaluation.scores import summarise
 
-    table = evaluate_folders(pred, ref, out, images, missing)
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be 1 or more, got {workers}")
+    with _bar(_console(), "scoring") as progress:
+        table = evaluate_folders(
+            pred,
+            ref,
+            out,
+            images,
+            missing,
+            None if names is None else _by_label("--names", names),
+            None if labels is None else [_label("--labels", text) for text in labels.split(",")],
+            nsd_tolerance_mm=_tolerance(nsd_tolerance_mm),
+            probabilities_dir=probabilities,
+            workers=workers,
+            progress=progress,
+        )
     _say_scores(summarise(table), out)
 
 
@@ -294,6 +319,33 @@ def _fold(text: str) -> int | None:
     if not text.isdigit():
         raise InputError(f"--fold must be a number or 'all', got {text!r}")
     return int(text)
+
+
+def _label(flag: str, text: str) -> int:
+    if not text.strip().isdigit():
+        raise InputError(f"{flag} must name labels by their whole numbers, got {text!r}")
+    return int(text)
+
+
+def _by_label(flag: str, text: str) -> dict[int, str]:
+    """Read `1=liver,2=spleen`."""
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(sign and value.strip() for _, sign, value in parts):
+        raise InputError(f"{flag} must be label=value, separated by commas, got {text!r}")
+    return {_label(flag, label): value.strip() for label, _, value in parts}
+
+
+def _tolerance(text: str) -> float | dict[int, float]:
+    """Read `2`, or `1=2,2=1.5`."""
+    flag = "--nsd-tolerance-mm"
+    try:
+        if "=" not in text:
+            return float(text)
+        return {label: float(value) for label, value in _by_label(flag, text).items()}
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{flag} must be a number of mm, or label=mm separated by commas, got {text!r}") from error
 
 
 def _say(text: str) -> None:
