@@ -69,7 +69,7 @@ def nearest_mm(
 
 
 def margin(spacing_mm: Sequence[float], limit_mm: float | None = None) -> tuple[int, ...]:
-    """Return a margin in voxels along each axis that is enough for `nearest_mm` among voxels and among their corners."""
+    """Return a margin in voxels along each axis, enough for `nearest_mm` among voxels and among their corners."""
     return tuple(reach + 1 for reach in steps_for(tuple(spacing_mm), limit_mm).reach)
 
 

@@ -4,9 +4,8 @@ Border voxels are those of a mask that touch its outside along an axis (mask XOR
 outside. The distance from A to B is taken from the centre of every border voxel of A to the nearest of B. Conventions
 as in Maier-Hein et al., Nature Methods 2024, doi:10.1038/s41592-023-02151-z, and MONAI: HD95 is the larger of the two
 directed 95th percentiles with linear interpolation, ASSD the mean of both sets of distances together, MASD the mean of
-the two directed means, NSD the share of both sets within a tolerance. MedPy pools the two sets for HD95 and calls MASD
-"assd"; DeepMind's surface-distance weights by area (`segscse.evaluation.area`). Both masks empty: NaN. One mask empty:
-infinity, NSD 0.
+the two directed means, NSD the share of both sets within a tolerance. MedPy pools the two sets for HD95; DeepMind's
+surface-distance weights by area (`segscse.evaluation.area`). Both masks empty: NaN. One mask empty: infinity, NSD 0.
 """
 
 from __future__ import annotations
