@@ -102,16 +102,15 @@ def framed_area_distances(
 ) -> AreaDistances:
     """Measure as `area_distances` two masks that `framed` has cut out with a margin that is wide enough."""
     table = areas_of_patterns(tuple(spacing_mm))
-    patterns = [_patterns(mask) for mask in (pred, ref)]
-    last = len(table) - 1
-    surfaces = [(pattern != 0) & (pattern != last) for pattern in patterns]
-    indices = [indices_of(surface) for surface in surfaces]
-    areas = [table[pattern.reshape(-1)[index]] for pattern, index in zip(patterns, indices, strict=True)]
-    if not all(map(len, indices)):
-        return AreaDistances(*(np.full(len(own), math.inf) for own in indices), *areas)
-    there = nearest_mm(indices[0], surfaces[1], spacing_mm, limit_mm)
-    back = nearest_mm(indices[1], surfaces[0], spacing_mm, limit_mm)
-    return AreaDistances(there, back, *areas)
+    (surface_pred, in_pred, areas_pred), (surface_ref, in_ref, areas_ref) = (
+        _surface(mask, table) for mask in (pred, ref)
+    )
+    if not len(in_pred) or not len(in_ref):
+        there, back = (np.full(len(own), math.inf) for own in (in_pred, in_ref))
+    else:
+        there = nearest_mm(in_pred, surface_ref, spacing_mm, limit_mm)
+        back = nearest_mm(in_ref, surface_pred, spacing_mm, limit_mm)
+    return AreaDistances(there, back, areas_pred, areas_ref)
 
 
 @lru_cache(maxsize=64)
@@ -134,12 +133,23 @@ def _area(triangles: str, faces: Sequence[float]) -> float:
     return float(np.linalg.norm(vectors, axis=1).sum())
 
 
+def _surface(mask: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the cells that hold surface as a map and as flat indices `(n,)`, and the area in each `(n,)`."""
+    patterns = _patterns(mask)
+    surface = patterns != 0
+    surface &= patterns != len(table) - 1
+    indices = indices_of(surface)
+    return surface, indices, table[patterns.reshape(-1)[indices]]
+
+
 def _patterns(mask: np.ndarray) -> np.ndarray:
     """Return the pattern of each cell of 2 x 2 x 2 voxels: uint8, each axis one shorter than `mask`'s."""
     pattern: np.ndarray = mask.view(np.uint8)
     for step, axis in enumerate(reversed(range(mask.ndim))):
         along = np.moveaxis(pattern, axis, 0)
-        pattern = np.moveaxis((along[:-1] << (1 << step)) | along[1:], 0, axis)
+        shifted = along[:-1] << (1 << step)
+        shifted |= along[1:]
+        pattern = np.moveaxis(shifted, 0, axis)
     return np.ascontiguousarray(pattern)
 
 

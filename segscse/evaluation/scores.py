@@ -140,8 +140,9 @@ def score_case(
     voxel_ml = _voxel_ml(spacing_mm)
 
     def score(label: int) -> Row:
-        cut = masks.cut(pair.value_of(label))
-        return _row(cut, masks.spacing_mm, ref.size, voxel_ml, nsd_tolerance_mm(label))
+        tolerance_mm = nsd_tolerance_mm(label)
+        widths = np.maximum(margin(masks.spacing_mm), margin(masks.spacing_mm, tolerance_mm)).tolist()
+        return _row(masks.cut(pair.value_of(label), widths), masks.spacing_mm, ref.size, voxel_ml, tolerance_mm)
 
     if threads == 1 or len(found) == 1:
         return {label: score(label) for label in found}
@@ -181,10 +182,12 @@ class _Masks:
         """Return the values above 0 that occur, in rising order."""
         return sorted({value for boxes in self.boxes for value, box in enumerate(boxes, start=1) if box is not None})
 
-    def cut(self, value: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return prediction and reference of a value inside the box around both; None where neither holds it."""
+    def cut(self, value: int, margin_voxels: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return prediction and reference of a value in the box around both, in a margin; None where neither is."""
         box = _union(*(boxes[value - 1] if 0 < value <= len(boxes) else None for boxes in self.boxes))
-        return None if box is None else (self.pred[box] == value, self.ref[box] == value)
+        if box is None:
+            return None
+        return with_margin(self.pred[box] == value, margin_voxels), with_margin(self.ref[box] == value, margin_voxels)
 
 
 def _score_all(
@@ -256,10 +259,8 @@ def _row(
         counts, lesions, distances, nsd_area = Counts(0, 0, 0, n_voxels), LesionCounts(0, 0, 0, 0), _NONE, math.nan
     else:
         counts, lesions = count(*masks, n_voxels), count_lesions(*masks)
-        widths = np.maximum(margin(spacing_mm), margin(spacing_mm, tolerance_mm)).tolist()
-        pred, ref = (with_margin(mask, widths) for mask in masks)
-        distances = framed_distances(pred, ref, spacing_mm)
-        nsd_area = framed_area_distances(pred, ref, spacing_mm, tolerance_mm).nsd(tolerance_mm)
+        distances = framed_distances(*masks, spacing_mm)
+        nsd_area = framed_area_distances(*masks, spacing_mm, tolerance_mm).nsd(tolerance_mm)
     return {
         "dice": counts.dice,
         "iou": counts.iou,
