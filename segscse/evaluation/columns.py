@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segscse.errors import InputError
+from segscse.files import read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 CONVENTION_VERSION = 2
 CONVENTION = (
     "Scores come from exact voxel counts per case and label; background (0) is not scored. Both masks empty: "
@@ -54,6 +63,24 @@ SHARES = (
     *("iou", "sensitivity", "precision", "specificity", "nsd", "nsd_area", "volume_similarity"),
     *("lesion_sensitivity", "lesion_precision", "lesion_f1", *CALIBRATION),
 )
+
+
+def diagonal_mm_of(table: pd.DataFrame) -> pd.Series:
+    """Return the diagonal of each row's image in mm from the `attrs` of a table of scores; NaN where not known."""
+    return table["case"].map(table.attrs.get("diagonal_mm", {})).astype(float)
+
+
+def diagonals_beside(cases_csv: str | Path) -> dict[str, float]:
+    """Return the diagonal of each case's image in mm from the `summary.json` beside a `cases.csv`; {} without one."""
+    file = Path(cases_csv).with_name("summary.json")
+    if not file.is_file():
+        return {}
+    try:
+        return {str(case): float(grid["diagonal_mm"]) for case, grid in read_json(file)["grids"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("is not a summary of evaluate", file=file, remedy="Evaluate again") from error
 
 
 def in_words(columns: list[str], nsd_tolerance_mm: float | dict[str, float]) -> str:

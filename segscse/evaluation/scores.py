@@ -56,7 +56,8 @@ def evaluate(
 
     Args:
         pred: prediction: an integer or boolean label map `(X, Y, Z)` or `(X, Y)`, an object with `.array` and
-            `.affine`, an image file, or a folder of them, paired with `ref`'s by file name.
+            `.affine`, an image file, or a folder of them, paired with `ref`'s by file name. A mapping from case
+            to any of these stands for a folder.
         ref: reference, likewise, on the same grid; another grid is refused, never resampled.
         labels: labels to score. Default: every label but 0 that occurs anywhere in `ref` or `pred`.
         spacing_mm: voxel size in mm per array axis, for arrays only; without it they are taken to have 1 mm.

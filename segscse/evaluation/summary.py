@@ -16,6 +16,7 @@ from segscse.evaluation.columns import (
     DEFINITIONS,
     DISTANCES,
     SHARES,
+    diagonal_mm_of,
 )
 from segscse.evaluation.statistics import mean_interval
 
@@ -59,11 +60,6 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
             for case, spacing in table.attrs.get("spacing_mm", {}).items()
         },
     }
-
-
-def diagonal_mm_of(table: pd.DataFrame) -> pd.Series:
-    """Return the diagonal of each row's image in mm from the table's `attrs`; NaN where it is not known."""
-    return table["case"].map(table.attrs.get("diagonal_mm", {})).astype(float)
 
 
 def foreground_dice(table: pd.DataFrame) -> pd.Series:

@@ -8,7 +8,7 @@ Peers get one label at a time, their leanest way: the two as one-hot float tenso
 the peak above what the process held once the packages and the pair were loaded; "resident" is the whole peak.
 
 Run: python tests/benchmarks/bench_metrics.py [--json tests/benchmarks/metrics.json]
-Needs surface-distance and MONAI; some ten minutes, nearly all of it MONAI's.
+Needs Linux, surface-distance and MONAI; some ten minutes, nearly all of it MONAI's.
 """
 
 import argparse
@@ -134,19 +134,21 @@ RUNNERS = dict(zip(TOOLS, (run_segscse, run_segscse_on_all_cores, run_surface_di
 
 def measure(tool, folder, spacing, tolerance):
     """Score in this process; write time and memory as JSON."""
-    import resource
-
-    def peak_mb():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
-
     pred, ref = (np.load(folder / f"{name}.npy") for name in ("pred", "ref"))
     score = RUNNERS[tool](pred, ref, spacing, tolerance)
-    loaded = peak_mb()
+    held = resident_mb("VmRSS")
     start = time.perf_counter()
     scores = score()
     seconds = time.perf_counter() - start
-    result = {"seconds": seconds, "memory_mb": peak_mb() - loaded, "resident_mb": peak_mb(), "scores": scores}
+    peak = resident_mb("VmHWM")
+    result = {"seconds": seconds, "memory_mb": peak - held, "resident_mb": peak, "scores": scores}
     (folder / "result.json").write_text(json.dumps(result))
+
+
+def resident_mb(field):
+    """Return memory of this process now (VmRSS) or at its peak (VmHWM); getrusage's peak includes the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def largest_differences(results):

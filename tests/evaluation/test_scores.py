@@ -15,7 +15,7 @@ import segscse as ss
 from segscse.data.io import Volume
 from segscse.errors import InputError
 from segscse.evaluation import scores
-from segscse.evaluation.columns import COLUMNS, CONVENTION
+from segscse.evaluation.columns import COLUMNS, CONVENTION, diagonal_mm_of, diagonals_beside
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import evaluate, summarise
 
@@ -123,6 +123,13 @@ def test_objects_with_an_affine_and_paths_mix(folders):
     pd.testing.assert_frame_equal(from_object, from_path)
     assert from_path["case"].unique().tolist() == ["b"]
     assert from_path["volume_ref_ml"][0] == pytest.approx(0.32)
+
+
+def test_objects_may_be_2d_or_have_a_last_axis_of_one():
+    flat = evaluate(Volume(blocks(1)[..., 3], AFFINE), Volume(blocks()[..., 3], AFFINE))
+    deep = evaluate(Volume(blocks(1)[..., 3:4, None], AFFINE), Volume(blocks()[..., 3:4], AFFINE))
+    pd.testing.assert_frame_equal(flat, deep)
+    assert flat["volume_ref_ml"][0] == pytest.approx(16 * 5 / 1000)
 
 
 def test_matches_monai_dice():
@@ -296,6 +303,7 @@ def test_summary_is_json_and_hand_worked(folders):
     assert (left["precision"]["n"], left["precision"]["mean"]) == (2, pytest.approx(0.875))
     assert (summary["nsd_tolerance_mm"], summary["convention"]) == (1.0, CONVENTION)
     assert summary["definitions"].keys() == set(table.columns)
+    assert diagonal_mm_of(table).tolist() == pytest.approx([diagonal] * 6)
     assert summary["grids"]["a"] == {"spacing_mm": [1, 2, 2.5], "diagonal_mm": pytest.approx(diagonal)}
 
 
@@ -362,6 +370,14 @@ def test_evaluate_folders_writes_four_files(folders, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "cases.csv", dtype={"name": str}), table)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary == summarise(table)
+    assert diagonals_beside(tmp_path / "out" / "cases.csv") == pytest.approx(table.attrs["diagonal_mm"])
+    assert diagonals_beside(folders[0] / "cases.csv") == {}
+    (tmp_path / "out" / "summary.json").write_text('{"grids": {"a": {}}}')
+    with pytest.raises(InputError, match="is not a summary of evaluate"):
+        diagonals_beside(tmp_path / "out" / "cases.csv")
+    (tmp_path / "out" / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        diagonals_beside(tmp_path / "out" / "cases.csv")
     words = (tmp_path / "out" / "conventions.txt").read_text()
     assert CONVENTION in words
     assert "NSD tolerance: 1 mm." in words
