@@ -66,7 +66,9 @@ SHARES = (
 
 
 def diagonal_mm_of(table: pd.DataFrame) -> pd.Series:
-    """Return the diagonal of each row's image in mm from the `attrs` of a table of scores; NaN where not known."""
+    """Return the diagonal of each row's image in mm: from a column of that name, else `attrs`; NaN where not known."""
+    if "diagonal_mm" in table:
+        return table["diagonal_mm"].astype(float)
     return table["case"].map(table.attrs.get("diagonal_mm", {})).astype(float)
 
 
@@ -89,7 +91,7 @@ def in_words(columns: list[str], nsd_tolerance_mm: float | dict[str, float]) -> 
         tolerance = ", ".join(f"label {label}: {value:g} mm" for label, value in nsd_tolerance_mm.items())
     else:
         tolerance = f"{nsd_tolerance_mm:g} mm"
-    known = DEFINITIONS | CALIBRATION
+    known = DEFINITIONS | CALIBRATION | {"subject": "subject that the case belongs to"}
     lines = [f"{column}: {known[column]}" for column in columns]
     head = [f"Convention {CONVENTION_VERSION}", CONVENTION, f"NSD tolerance: {tolerance}.", "", "Columns of cases.csv"]
     return "\n".join([*head, *lines]) + "\n"

@@ -329,6 +329,7 @@ def test_a_penalised_mean_is_null_where_the_diagonal_is_not_known():
     table = evaluate(np.zeros((4, 4), int), np.ones((4, 4), int))
     assert summarise(table)["labels"][0]["hd95_mm"]["mean_penalised"] == pytest.approx(math.sqrt(32))
     table.attrs = {}
+    assert summarise(table.assign(diagonal_mm=7.0))["labels"][0]["hd95_mm"]["mean_penalised"] == 7
     assert summarise(table)["labels"][0]["hd95_mm"]["mean_penalised"] is None
     assert summarise(table)["overall"]["mean_hd95_penalised_mm"] is None
 
