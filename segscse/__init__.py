@@ -21,7 +21,7 @@ _PUBLIC = {
     "train": "segscse.api",
     "load": "segscse.inference.predictor",
     "evaluate": "segscse.evaluation.scores",
-    "compare": "segscse.evaluation.statistics",
+    "compare": "segscse.evaluation.comparison",
     "plot_overlay": "segscse.evaluation.overlays",
 }
 __all__ = ["__version__", "compare", "evaluate", "load", "plan", "plot_overlay", "train"]
