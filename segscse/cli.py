@@ -212,6 +212,9 @@ def evaluate(
     out: Path,
     images: Path | None = None,
     missing: Literal["error", "empty"] = "error",
+    subjects: Path | None = None,
+    model: Path | None = None,
+    viewer: bool = True,
 ) -> None:
     """Score label maps against references: cases.csv, summary.json and report.html.
 
@@ -221,11 +224,24 @@ def evaluate(
         out: Folder for the results.
         images: Folder of images to show under the report's overlays.
         missing: What to do about references without a prediction: refuse, or score an empty one.
+        subjects: CSV with the columns case,subject, where subjects have several cases.
+        model: Run or model folder that made the predictions; its record goes into the report.
+        viewer: Embed a viewer and the worst, median and best case in the report.
     """
     from segscse.evaluation.folders import evaluate_folders
     from segscse.evaluation.scores import summarise
+    from segscse.evaluation.tables import load_provenance, load_subjects
 
-    table = evaluate_folders(pred, ref, out, images, missing)
+    table = evaluate_folders(
+        pred,
+        ref,
+        out,
+        images,
+        missing,
+        subjects=None if subjects is None else load_subjects(subjects),
+        provenance=None if model is None else load_provenance(model),
+        viewer=viewer,
+    )
     _say_scores(summarise(table), out)
 
 

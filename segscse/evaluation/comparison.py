@@ -197,12 +197,12 @@ def compare(
     sides = _names(names, 2 + len(more))
     tables = [load_table(source, side) for source, side in zip((a, b, *more), sides, strict=True)]
     check_same_cases(tables, sides)
-    chosen = [metric_of(table, metric) for table in tables][0]
+    chosen, *_ = [metric_of(table, metric) for table in tables]  # every table must have it
     known = subjects_of(tables[0], subjects)
     labels = tables[0].drop_duplicates("label").set_index("label")["name"].sort_index()
     values = [table.assign(value=comparable(table, chosen)) for table in tables]
     cases = [table.groupby("case")["value"].mean() for table in values]
-    by_label = [table.set_index(["label", "case"])["value"] for table in values]
+    by_label = [table.pivot(index="case", columns="label", values="value") for table in values]
     compared = [pair for pair in combinations(range(len(sides)), 2) if pairs == "all" or pair[0] == 0]
     foreground = [
         paired_difference(
@@ -212,8 +212,8 @@ def compare(
     ]
     per_label = [
         paired_difference(
-            by_label[i].loc[label],
-            by_label[j].loc[label],
+            by_label[i][label],
+            by_label[j][label],
             what=str(name),
             names=(sides[i], sides[j]),
             metric=metric,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from segscse.errors import InputError
 from segscse.evaluation.cases import Missing, cases_of, pair_cases
+from segscse.evaluation.metrics import subjects_of
 from segscse.evaluation.report import render_report
 from segscse.evaluation.scores import evaluate, summarise
 from segscse.files import write_json, write_text
@@ -23,6 +24,10 @@ def evaluate_folders(
     missing: Missing = "error",
     names: Mapping[Any, str] | None = None,
     labels: Sequence[int] | None = None,
+    *,
+    subjects: Mapping[str, str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    viewer: bool = True,
 ) -> pd.DataFrame:
     """Score a folder of predictions and write `cases.csv`, `summary.json` and `report.html` to `out_dir`.
 
@@ -34,6 +39,10 @@ def evaluate_folders(
         missing: as in `evaluate`.
         names: as in `evaluate`.
         labels: as in `evaluate`.
+        subjects: the subject of every case, where subjects have several; goes into the column `subject`, and intervals
+            are drawn over subjects.
+        provenance: how the predictions came about, for the report.
+        viewer: embed a viewer and the worst, median and best case in the report.
 
     Raises:
         InputError: as `evaluate`; nothing is written then, because a mean over part of the cases misleads.
@@ -43,8 +52,18 @@ def evaluate_folders(
             raise InputError("is not a folder", file=folder, remedy="Check the path")
     images = {} if images_dir is None else cases_of(images_dir)
     table = evaluate(pred_dir, ref_dir, labels, names=names, missing=missing)
+    known = subjects_of(table, subjects)
+    if known is not None:
+        table.insert(1, "subject", table["case"].astype(str).map(known))
     summary = summarise(table)
-    report = render_report(table, summary=summary, pairs=pair_cases(pred_dir, ref_dir, missing), images=images)
+    report = render_report(
+        table,
+        summary=summary,
+        pairs=pair_cases(pred_dir, ref_dir, missing),
+        images=images,
+        provenance=provenance,
+        viewer=viewer,
+    )
     out = Path(out_dir)
     write_text(out / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(out / "summary.json", summary)

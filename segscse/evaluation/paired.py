@@ -89,7 +89,9 @@ class PairedDifference:
                 return "no difference shown"
             if not self._agree:
                 return "no difference shown (the mean and the ranks point different ways)"
-            return f"no difference shown (the interval leaves out 0, but the test does not reject: p = {self.p_holm:.2g})"
+            return (
+                f"no difference shown (the interval leaves out 0, but the test does not reject: p = {self.p_holm:.2g})"
+            )
         metric = named_metric(self.metric)
         upwards = self.difference > 0
         winner = self.b if upwards != (metric.better in ("lower", "near 0")) else self.a
@@ -178,4 +180,3 @@ def _means_by_unit(delta: np.ndarray, groups: Sequence[str] | None) -> np.ndarra
     if not len(delta):
         return delta
     return np.round(np.bincount(codes, weights=delta) / np.bincount(codes), _DECIMALS)
-

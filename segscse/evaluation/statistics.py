@@ -86,4 +86,3 @@ def _row(
         "median": float(median), "q05": float(low), "q25": float(first), "q75": float(third), "q95": float(high),
         "min": float(defined.min()) if n else math.nan, "max": float(defined.max()) if n else math.nan,
     }  # fmt: skip
-

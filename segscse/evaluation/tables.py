@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from segscse.errors import InputError
+from segscse.files import read_json
 
 _TEXT = ("case", "name", "subject")
 
@@ -56,6 +58,23 @@ def load_subjects(file: str | Path) -> dict[str, str]:
     return dict(zip(pairs["case"], pairs["subject"], strict=True))
 
 
+def load_provenance(folder: str | Path) -> dict[str, Any]:
+    """Return the record of how a model came about, from its run folder or its model folder.
+
+    Raises:
+        InputError: the folder holds no model, or its record cannot be read.
+    """
+    folder = Path(folder)
+    file = next((file for file in (folder / "model" / "model.json", folder / "model.json") if file.is_file()), None)
+    if file is None:
+        raise InputError("holds no model.json", file=folder, remedy="Give a run folder or a model folder")
+    record = read_json(file)
+    provenance = record.get("provenance") if isinstance(record, dict) else None
+    if not isinstance(provenance, dict):
+        raise InputError("has no record of its provenance", file=file, remedy="Give the folder of a model of segscse")
+    return provenance
+
+
 def check_same_cases(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> None:
     """Refuse tables that cover different cases or labels.
 
@@ -79,7 +98,7 @@ def _read_cases(file: Path) -> pd.DataFrame:
     """Read `cases.csv` exactly as written: a case called "NA" is a name, an empty number is NaN."""
     table = _read_text(file, "is not a table of cases", "Give the folder that evaluate wrote, or its cases.csv")
     try:
-        for column in table.columns.difference(_TEXT):
+        for column in [name for name in table.columns if name not in _TEXT]:
             table[column] = [float(text) if text else math.nan for text in table[column]]
         return table.astype({"label": int}) if "label" in table else table
     except ValueError as error:

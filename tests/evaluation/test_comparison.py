@@ -9,8 +9,8 @@ import pytest
 
 import segscse as ss
 from segscse.errors import InputError
-from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.comparison import compare
+from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.paired import paired_difference
 from segscse.evaluation.tables import load_subjects, load_table
 
@@ -207,7 +207,9 @@ def test_mean_and_ranks_that_disagree_show_no_difference():
     assert row.p_holm < 0.05
     assert row.verdict == "no difference shown (the mean and the ranks point different ways)"
     few = compare(_table(np.full(5, 0.6)), _table(0.6 + np.linspace(0.1, 0.2, 5)))
-    assert few.verdict.startswith("no difference shown (the interval leaves out 0, but the test does not reject: p = 0.06")
+    assert few.verdict.startswith(
+        "no difference shown (the interval leaves out 0, but the test does not reject: p = 0.06"
+    )
 
 
 def test_subjects_are_the_units_of_test_and_interval():

@@ -98,7 +98,8 @@ def test_metrics_say_which_way_is_better():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.234, "1.23 mm"), (math.nan, "–"), (math.inf, "∞")]  # noqa: RUF001
+    ("value", "text"),
+    [(1.234, "1.23 mm"), (math.nan, "–"), (math.inf, "∞")],  # noqa: RUF001
 )
 def test_values_as_text(value, text):
     assert METRICS["hd95_mm"].text(value) == text
