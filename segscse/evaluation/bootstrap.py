@@ -2,10 +2,10 @@
 
 The interval is Efron's BCa (1987, doi:10.1080/01621459.1987.10478410) with the quantiles of the normal
 distribution widened to those of Student's t times sqrt(n / (n - 1)), as Hesterberg advises for few values (2015,
-doi:10.1080/00031305.2015.1089789): of 20 Dice-like values the plain BCa covers the true mean 92 times in 100, this one
-94 to 95 times (tests/evaluation/test_bootstrap.py). With subjects, whole subjects are drawn, and n is their number. Tails
-as long as Laplace's leave 92 to 93 % at n = 15 to 30; where single failures carry the mean, every bootstrap of few values
-is too narrow. Seeded: the same values give the same interval.
+doi:10.1080/00031305.2015.1089789): of 20 Dice-like values the plain BCa covers the true mean 92 times in 100, this
+one 94 to 95 times (tests/evaluation/test_bootstrap.py). With subjects, whole subjects are drawn, and n is their
+number. Tails as long as Laplace's leave 92 to 93 % at n = 15 to 30; where single failures carry the mean, every
+bootstrap of few values is too narrow. Seeded: the same values give the same interval.
 """
 
 from __future__ import annotations

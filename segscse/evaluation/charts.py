@@ -140,8 +140,8 @@ def bland_altman(rows: pd.DataFrame, cases: Mapping[str, int], groups: Sequence[
         bias=100 - y.at(bias),
         limits=(100 - y.at(limits[1]), 100 - y.at(limits[0])),
         summary=(
-            f"{len(kept)} cases. Bias {bias:+.3g} ml (95 % interval {interval.low:+.3g} to {interval.high:+.3g}), limits "
-            f"of agreement {limits[0]:+.3g} to {limits[1]:+.3g} ml (bias ± 1.96 SD)."
+            f"{len(kept)} cases. Bias {bias:+.3g} ml (95 % interval {interval.low:+.3g} to {interval.high:+.3g}), "
+            f"limits of agreement {limits[0]:+.3g} to {limits[1]:+.3g} ml (bias ± 1.96 SD)."
         ),
         points=tuple(points),
     )

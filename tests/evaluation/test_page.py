@@ -105,7 +105,7 @@ def test_one_chart_of_each_kind_is_shown_and_can_be_changed(opened):
 def test_the_viewer_draws_the_case_and_its_overlays(opened):
     opened.run("document.querySelector('#viewer [data-open]').click()")
     opened.wait_for("document.getElementById('viewer').dataset.ready !== undefined")
-    opened.run("document.getElementById('viewer').scrollIntoView()")
+    opened.run("document.getElementById('viewer').scrollIntoView({behavior: 'instant'})")
     box = "document.getElementById('viewer-canvas').getBoundingClientRect()"
     left, top, right, bottom = (round(opened.run(f"{box}.{side}")) for side in ("left", "top", "right", "bottom"))
 

@@ -179,7 +179,7 @@ async function loadNiivue() {
   });
   const viewer = new niivue.Niivue({
     backColor: [0.082, 0.094, 0.11, 1], isRadiologicalConvention: true, sagittalNoseLeft: true, loadingText: "",
-    crosshairColor: [0.56, 0.83, 0.83, 0.8], crosshairWidth: 1, crosshairWidthUnit: "percent", dragAndDropEnabled: false,
+    crosshairColor: [0.56, 0.83, 0.83, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent", dragAndDropEnabled: false,
   });
   await viewer.attachToCanvas(byId("viewer-canvas"));
   viewer.setSliceType(viewer.sliceTypeMultiplanar);
