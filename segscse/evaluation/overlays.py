@@ -28,6 +28,7 @@ from segscse.evaluation.scene import (
     planes_of,
     slice_index,
 )
+from segscse.plots import NotebookFigure
 
 Show = Literal["overlay", "disagreement"]
 _BACKGROUND, _TEXT = "#15181C", "#D8DCE2"
@@ -93,7 +94,7 @@ def _canvas(scene: Scene, planes: list[str], title: str) -> tuple[Figure, list[A
     inches = min(3.6, 11.0 * height / sum(widths))
     above, below = 0.34 if title else 0.1, 0.5  # inches for the title, and for slice numbers and legend
     total = max(inches, 1.5) + above + below
-    figure = Figure(figsize=(max(sum(widths) / height * inches, 3.0), total), facecolor=_BACKGROUND)
+    figure = NotebookFigure(figsize=(max(sum(widths) / height * inches, 3.0), total), facecolor=_BACKGROUND)
     grid = figure.add_gridspec(
         1,
         len(planes),
