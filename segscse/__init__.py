@@ -21,10 +21,22 @@ _PUBLIC = {
     "train": "segscse.api",
     "load": "segscse.inference.predictor",
     "evaluate": "segscse.evaluation.scores",
-    "compare": "segscse.evaluation.statistics",
+    "compare": "segscse.evaluation.comparison",
+    "plot_metrics": "segscse.plots",
     "plot_overlay": "segscse.evaluation.overlays",
+    "plot_training": "segscse.plots",
 }
-__all__ = ["__version__", "compare", "evaluate", "load", "plan", "plot_overlay", "train"]
+__all__ = [
+    "__version__",
+    "compare",
+    "evaluate",
+    "load",
+    "plan",
+    "plot_metrics",
+    "plot_overlay",
+    "plot_training",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

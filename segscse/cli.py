@@ -217,6 +217,9 @@ def evaluate(
     probabilities: Path | None = None,
     missing: Literal["error", "empty"] = "error",
     workers: int | None = None,
+    subjects: Path | None = None,
+    model: Path | None = None,
+    viewer: bool = True,
 ) -> None:
     """Score label maps against references: cases.csv, summary.json, conventions.txt and report.html.
 
@@ -231,9 +234,13 @@ def evaluate(
         probabilities: Folder that predict --probabilities wrote; adds calibration (ECE, Brier). Needs --labels.
         missing: What to do about references without a prediction: refuse, or score an empty one.
         workers: Cases scored at a time; one per core, at most 4, if not given.
+        subjects: CSV with the columns case,subject, where subjects have several cases.
+        model: Run or model folder that made the predictions; its record goes into the report.
+        viewer: Embed a viewer and the worst, median and best case in the report.
     """
     from segscse.evaluation.folders import evaluate_folders
     from segscse.evaluation.scores import summarise
+    from segscse.evaluation.tables import load_provenance, load_subjects
 
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, got {workers}")
@@ -249,22 +256,52 @@ def evaluate(
             nsd_tolerance_mm=_tolerance(nsd_tolerance_mm),
             probabilities_dir=probabilities,
             workers=workers,
+            subjects=None if subjects is None else load_subjects(subjects),
+            provenance=None if model is None else load_provenance(model),
+            viewer=viewer,
             progress=progress,
         )
     _say_scores(summarise(table), out)
 
 
 @app.command
-def compare(a: Path, b: Path, /) -> None:
-    """Compare two evaluations case by case: paired difference, interval, Wilcoxon test.
+def compare(
+    evaluations: Annotated[list[Path], Parameter(name="EVALUATION", negative="")],
+    /,
+    *,
+    metric: str = "dice",
+    subjects: Path | None = None,
+    pairs: Literal["first", "all"] = "first",
+    out: Path | None = None,
+) -> None:
+    """Compare evaluations case by case: paired differences, intervals, Wilcoxon with Holm, ranks, and a verdict.
 
     Args:
-        a: Evaluation folder or cases.csv of the baseline.
-        b: The same of the contender.
+        evaluations: Evaluation folders or cases.csv files, two or more; the first is the baseline.
+        metric: Column of cases.csv to compare, such as dice, hd95_mm or nsd.
+        subjects: CSV with the columns case,subject, where subjects have several cases.
+        pairs: Compare every evaluation with the first, or all pairs.
+        out: Also write comparison.json and comparison.md to this folder.
     """
-    from segscse.evaluation.statistics import compare as compare_tables
+    from segscse.evaluation.comparison import compare as compare_tables
+    from segscse.evaluation.tables import load_subjects
+    from segscse.files import write_json, write_text
 
-    _say(str(compare_tables(a, b)))
+    if len(evaluations) < 2:
+        raise InputError("there must be two evaluations or more to compare", remedy="Give their folders")
+    compared = compare_tables(
+        *evaluations,
+        metric=metric,
+        subjects=None if subjects is None else load_subjects(subjects),
+        pairs=pairs,
+    )
+    for letter, path in zip(compared.names, evaluations, strict=True):
+        _say(f"{letter}: {path}")
+    _say(str(compared))
+    if out is not None:
+        write_json(out / "comparison.json", {"evaluations": [str(path) for path in evaluations], **compared.to_json()})
+        write_text(out / "comparison.md", compared.to_markdown())
+        _say(f"comparison: {out}")
 
 
 @app.command

@@ -11,6 +11,7 @@ import pandas as pd
 from segscse.errors import InputError
 from segscse.evaluation.cases import Missing, cases_of, pair_cases
 from segscse.evaluation.columns import in_words
+from segscse.evaluation.metrics import subjects_of
 from segscse.evaluation.report import render_report
 from segscse.evaluation.scores import evaluate, summarise
 from segscse.files import write_json, write_text
@@ -30,6 +31,9 @@ def evaluate_folders(
     probabilities_dir: str | Path | Mapping[str, Path] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    subjects: Mapping[str, str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    viewer: bool = True,
 ) -> pd.DataFrame:
     """Score a folder of predictions; write `cases.csv`, `summary.json`, `conventions.txt` and `report.html`.
 
@@ -45,6 +49,10 @@ def evaluate_folders(
         probabilities_dir: probabilities of the predictions, likewise; adds the columns `ece` and `brier`.
         workers: as in `evaluate`.
         progress: as in `evaluate`.
+        subjects: the subject of every case, where subjects have several; goes into the column `subject`, and intervals
+            are drawn over subjects.
+        provenance: how the predictions came about, for the report.
+        viewer: embed a viewer and the worst, median and best case in the report.
 
     Raises:
         InputError: as `evaluate`; nothing is written then, because a mean over part of the cases misleads.
@@ -64,8 +72,18 @@ def evaluate_folders(
         workers=workers,
         progress=progress,
     )
+    known = subjects_of(table, subjects)
+    if known is not None:
+        table.insert(1, "subject", table["case"].astype(str).map(known))
     summary = summarise(table)
-    report = render_report(table, summary=summary, pairs=pair_cases(pred_dir, ref_dir, missing), images=images)
+    report = render_report(
+        table,
+        summary=summary,
+        pairs=pair_cases(pred_dir, ref_dir, missing),
+        images=images,
+        provenance=provenance,
+        viewer=viewer,
+    )
     out = Path(out_dir)
     write_text(out / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(out / "summary.json", summary)
