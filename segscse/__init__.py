@@ -22,10 +22,23 @@ _PUBLIC = {
     "cross_validate": "segscse.crossval",
     "load": "segscse.inference.predictor",
     "evaluate": "segscse.evaluation.scores",
-    "compare": "segscse.evaluation.statistics",
+    "compare": "segscse.evaluation.comparison",
+    "plot_metrics": "segscse.plots",
     "plot_overlay": "segscse.evaluation.overlays",
+    "plot_training": "segscse.plots",
 }
-__all__ = ["__version__", "compare", "cross_validate", "evaluate", "load", "plan", "plot_overlay", "train"]
+__all__ = [
+    "__version__",
+    "compare",
+    "cross_validate",
+    "evaluate",
+    "load",
+    "plan",
+    "plot_metrics",
+    "plot_overlay",
+    "plot_training",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from segscse.data.plan import Plan
 from segscse.data.prepare import plan_dataset
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
+from segscse.evaluation.tables import load_provenance
 from segscse.inference.predictor import load
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
@@ -109,6 +110,7 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
         if progress is not None:
             progress(done, len(cases))
     references = {case.id: case.label for case in cases.values() if case.label is not None}
+    subjects = {case.id: case.subject for case in cases.values()}
     table = evaluate_folders(
         predictions,
         references,
@@ -116,5 +118,7 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
         {case.id: case.images[0] for case in cases.values()},
         names=dict(predictor.plan.labels),
         labels=predictor.plan.label_ids,
+        subjects=subjects if len(set(subjects.values())) < len(subjects) else None,
+        provenance=load_provenance(run.folder),
     )
     return summarise(table)

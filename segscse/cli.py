@@ -227,35 +227,97 @@ def evaluate(
     ref: Path,
     out: Path,
     images: Path | None = None,
+    labels: str | None = None,
+    names: str | None = None,
+    nsd_tolerance_mm: str = "1",
+    probabilities: Path | None = None,
     missing: Literal["error", "empty"] = "error",
+    workers: int | None = None,
+    subjects: Path | None = None,
+    model: Path | None = None,
+    viewer: bool = True,
 ) -> None:
-    """Score label maps against references: cases.csv, summary.json and report.html.
+    """Score label maps against references: cases.csv, summary.json, conventions.txt and report.html.
 
     Args:
         pred: Folder of predictions.
         ref: Folder of references; files pair by name.
         out: Folder for the results.
         images: Folder of images to show under the report's overlays.
+        labels: Labels to score, such as 1,2,5; every one that occurs if not given.
+        names: Names of labels, such as 1=liver,2=spleen.
+        nsd_tolerance_mm: Tolerance of the surface Dice, such as 2, or one per label, 1=2,2=1.5.
+        probabilities: Folder that predict --probabilities wrote; adds calibration (ECE, Brier). Needs --labels.
         missing: What to do about references without a prediction: refuse, or score an empty one.
+        workers: Cases scored at a time; one per core, at most 4, if not given.
+        subjects: CSV with the columns case,subject, where subjects have several cases.
+        model: Run or model folder that made the predictions; its record goes into the report.
+        viewer: Embed a viewer and the worst, median and best case in the report.
     """
     from segscse.evaluation.folders import evaluate_folders
     from segscse.evaluation.scores import summarise
+    from segscse.evaluation.tables import load_provenance, load_subjects
 
-    table = evaluate_folders(pred, ref, out, images, missing)
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be 1 or more, got {workers}")
+    with _bar(_console(), "scoring") as progress:
+        table = evaluate_folders(
+            pred,
+            ref,
+            out,
+            images,
+            missing,
+            None if names is None else _by_label("--names", names),
+            None if labels is None else [_label("--labels", text) for text in labels.split(",")],
+            nsd_tolerance_mm=_tolerance(nsd_tolerance_mm),
+            probabilities_dir=probabilities,
+            workers=workers,
+            subjects=None if subjects is None else load_subjects(subjects),
+            provenance=None if model is None else load_provenance(model),
+            viewer=viewer,
+            progress=progress,
+        )
     _say_scores(summarise(table), out)
 
 
 @app.command
-def compare(a: Path, b: Path, /) -> None:
-    """Compare two evaluations case by case: paired difference, interval, Wilcoxon test.
+def compare(
+    evaluations: Annotated[list[Path], Parameter(name="EVALUATION", negative="")],
+    /,
+    *,
+    metric: str = "dice",
+    subjects: Path | None = None,
+    pairs: Literal["first", "all"] = "first",
+    out: Path | None = None,
+) -> None:
+    """Compare evaluations case by case: paired differences, intervals, Wilcoxon with Holm, ranks, and a verdict.
 
     Args:
-        a: Evaluation folder or cases.csv of the baseline.
-        b: The same of the contender.
+        evaluations: Evaluation folders or cases.csv files, two or more; the first is the baseline.
+        metric: Column of cases.csv to compare, such as dice, hd95_mm or nsd.
+        subjects: CSV with the columns case,subject, where subjects have several cases.
+        pairs: Compare every evaluation with the first, or all pairs.
+        out: Also write comparison.json and comparison.md to this folder.
     """
-    from segscse.evaluation.statistics import compare as compare_tables
+    from segscse.evaluation.comparison import compare as compare_tables
+    from segscse.evaluation.tables import load_subjects
+    from segscse.files import write_json, write_text
 
-    _say(str(compare_tables(a, b)))
+    if len(evaluations) < 2:
+        raise InputError("there must be two evaluations or more to compare", remedy="Give their folders")
+    compared = compare_tables(
+        *evaluations,
+        metric=metric,
+        subjects=None if subjects is None else load_subjects(subjects),
+        pairs=pairs,
+    )
+    for letter, path in zip(compared.names, evaluations, strict=True):
+        _say(f"{letter}: {path}")
+    _say(str(compared))
+    if out is not None:
+        write_json(out / "comparison.json", {"evaluations": [str(path) for path in evaluations], **compared.to_json()})
+        write_text(out / "comparison.md", compared.to_markdown())
+        _say(f"comparison: {out}")
 
 
 @app.command
@@ -360,6 +422,33 @@ def _sizes(text: str) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() for part in parts):
         raise InputError(f"--size must be two or three positive numbers such as 40,56,40, got {text!r}")
     return tuple(int(part) for part in parts)
+
+
+def _label(flag: str, text: str) -> int:
+    if not text.strip().isdigit():
+        raise InputError(f"{flag} must name labels by their whole numbers, got {text!r}")
+    return int(text)
+
+
+def _by_label(flag: str, text: str) -> dict[int, str]:
+    """Read `1=liver,2=spleen`."""
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(sign and value.strip() for _, sign, value in parts):
+        raise InputError(f"{flag} must be label=value, separated by commas, got {text!r}")
+    return {_label(flag, label): value.strip() for label, _, value in parts}
+
+
+def _tolerance(text: str) -> float | dict[int, float]:
+    """Read `2`, or `1=2,2=1.5`."""
+    flag = "--nsd-tolerance-mm"
+    try:
+        if "=" not in text:
+            return float(text)
+        return {label: float(value) for label, value in _by_label(flag, text).items()}
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{flag} must be a number of mm, or label=mm separated by commas, got {text!r}") from error
 
 
 def _say(text: str) -> None:

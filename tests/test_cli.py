@@ -83,6 +83,49 @@ def test_the_whole_chain_from_plan_to_comparison(dataset, config, tmp_path, caps
     capsys.readouterr()
     assert run(["compare", str(out / "eval"), str(out / "eval" / "cases.csv")]) == 0
     assert "6" in capsys.readouterr().out
+    (out / "subjects.csv").write_text("case,subject\n" + "".join(f"case_{i},s{i // 2}\n" for i in range(6)))
+    arguments += ["--subjects", str(out / "subjects.csv"), "--model", str(out / "run"), "--no-viewer"]
+    assert run(arguments) == 0
+    report = (out / "eval" / "report.html").read_text()
+    assert "6 cases of 3 subjects" in report
+    assert "fingerprint" in report
+    assert 'id="niivue"' not in report
+
+
+class TestCompare:
+    @pytest.fixture
+    def scores(self, tmp_path):
+        """Return three files of scores; the second is better, the third like the first."""
+        rng = np.random.default_rng(0)
+        base = rng.uniform(0.6, 0.8, 20)
+        paths = []
+        for name, shift in (("plain", 0.0), ("better", 0.1), ("same", 0.0)):
+            lines = [f"c{i},1,liver,{value + shift + rng.normal(0, 0.01):.6f}\n" for i, value in enumerate(base)]
+            paths.append(tmp_path / name / "cases.csv")
+            paths[-1].parent.mkdir()
+            paths[-1].write_text("case,label,name,dice\n" + "".join(lines))
+        return [str(path) for path in paths]
+
+    def test_says_what_is_shown_and_writes_it(self, scores, tmp_path, capsys):
+        assert run(["compare", *scores, "--pairs", "all", "--out", str(tmp_path / "out")]) == 0
+        said = capsys.readouterr().out
+        assert f"b: {scores[1]}" in said
+        assert "b against a: b is better by 0.1" in said
+        assert "c against a: no difference shown" in said
+        assert "Ranking: 1. b" in said
+        written = json.loads((tmp_path / "out" / "comparison.json").read_text())
+        assert len(written["differences"]) == 6
+        assert written["evaluations"] == scores
+        assert "| foreground | b - a |" in (tmp_path / "out" / "comparison.md").read_text()
+
+    def test_subjects_and_metric(self, scores, tmp_path, capsys):
+        (tmp_path / "s.csv").write_text("case,subject\n" + "".join(f"c{i},s{i // 2}\n" for i in range(20)))
+        assert run(["compare", *scores[:2], "--subjects", str(tmp_path / "s.csv")]) == 0
+        assert "20 (10 subjects)" in capsys.readouterr().out
+        assert "unknown metric 'hd95_mm'; allowed: dice" in _refused(capsys, "compare", *scores, "--metric", "hd95_mm")
+
+    def test_one_evaluation_is_refused(self, scores, capsys):
+        assert "two evaluations or more" in _refused(capsys, "compare", scores[0])
 
 
 class TestTrain:

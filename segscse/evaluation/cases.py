@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from segscse.data.geometry import same_grid, spacing_of
-from segscse.data.io import image_stem, list_images, read_labels
+from segscse.data.io import image_stem, list_images, read_image, read_labels
 from segscse.errors import InputError, choose
 
 Missing = Literal["error", "empty"]
@@ -27,15 +27,60 @@ class LabelMap:
 
 @dataclass(frozen=True, slots=True)
 class CasePair:
-    """One case to score: its name, its reference and its prediction (None: to be taken as empty)."""
+    """One case to score: its name, reference, prediction (None: to be taken as empty) and probabilities, if any."""
 
     case: str
     ref: Any
     pred: Any
+    probabilities: Any = None
 
 
-def pair_cases(pred: Any, ref: Any, missing: Missing = "error") -> list[CasePair]:
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Tolerances of the surface Dice in mm: one for every label, or one by label."""
+
+    every_mm: float | None
+    by_label_mm: Mapping[int, float]
+
+    @classmethod
+    def of(cls, given: float | Mapping[Any, float], labels: Sequence[int] | None) -> Tolerance:
+        """Check what the user gave.
+
+        Raises:
+            InputError: not numbers from 0 up, or a label has none.
+        """
+        by_label = given if isinstance(given, Mapping) else {}
+        try:
+            every = None if isinstance(given, Mapping) else float(given)
+            tolerance = cls(every, {int(label): float(value) for label, value in by_label.items()})
+        except (TypeError, ValueError) as error:
+            raise _bad_tolerance(given) from error
+        values = [value for value in (tolerance.every_mm, *tolerance.by_label_mm.values()) if value is not None]
+        if not all(0 <= value < np.inf for value in values):
+            raise _bad_tolerance(given)
+        for label in labels or ():
+            tolerance.of_label(label)
+        return tolerance
+
+    def of_label(self, label: int) -> float:
+        """Return the tolerance of a label."""
+        if self.every_mm is not None:
+            return self.every_mm
+        if label not in self.by_label_mm:
+            raise InputError(f"label {label} has no NSD tolerance", remedy="Give one number for all, or one per label")
+        return self.by_label_mm[label]
+
+    def to_json(self) -> float | dict[str, float]:
+        """Return the number, or the numbers by label."""
+        if self.every_mm is not None:
+            return self.every_mm
+        return {str(label): value for label, value in self.by_label_mm.items()}
+
+
+def pair_cases(pred: Any, ref: Any, missing: Missing = "error", probabilities: Any = None) -> list[CasePair]:
     """Pair predictions with references: one pair for arrays and files, one per name for folders and mappings.
+
+    Probabilities pair as predictions do; a case without a prediction has none.
 
     Raises:
         InputError: a folder against something else, no references, unmatched files.
@@ -43,15 +88,21 @@ def pair_cases(pred: Any, ref: Any, missing: Missing = "error") -> list[CasePair
     if missing not in ("error", "empty"):
         raise choose("value of missing", missing, ("error", "empty"))
     folders = [_holds_cases(source) for source in (pred, ref)]
+    if probabilities is not None and _holds_cases(probabilities) != all(folders):
+        raise InputError(
+            f"probabilities must be of the same kind as the predictions, got {_describe(probabilities)}",
+            remedy="Give a folder with folders, a file or an array otherwise",
+        )
     if all(folders):
-        return _pair_folders(pred, ref, missing)
+        pairs = _pair_folders(pred, ref, missing)
+        return pairs if probabilities is None else _add_probabilities(pairs, probabilities)
     if any(folders):
         raise InputError(
             f"a folder can only be compared with a folder, got {_describe(pred)} and {_describe(ref)}",
             remedy="Give two folders or two files",
         )
     case = image_stem(ref) if _is_path(ref) else image_stem(pred) if _is_path(pred) else "case"
-    return [CasePair(case, ref, pred)]
+    return [CasePair(case, ref, pred, probabilities)]
 
 
 def load_pair(pair: CasePair, spacing_mm: Sequence[float] | None) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
@@ -95,6 +146,40 @@ def load_labels(source: Any, role: str) -> LabelMap:
             remedy="Give one integer label per voxel, without batch or channel axes",
         )
     return LabelMap(array, None if affine is None else np.asarray(affine, float), f"the {role}")
+
+
+def load_probabilities(pair: CasePair, ref: LabelMap, n_channels: int) -> np.ndarray:
+    """Return the probabilities `(*S, K)` of a case, on the grid of its reference.
+
+    A case without a prediction has probability 1 of background everywhere.
+
+    Raises:
+        InputError: another grid or another number of channels.
+    """
+    wanted = (*ref.array.shape, n_channels)
+    if pair.pred is None:
+        nothing = np.zeros(n_channels, np.float32)
+        nothing[0] = 1
+        return np.broadcast_to(nothing, wanted)
+    if _is_path(pair.probabilities):
+        volume = read_image(pair.probabilities)
+        array, affine, file = volume.array, volume.affine, pair.probabilities
+    else:
+        array, affine, file = np.asarray(pair.probabilities), None, None
+    if array.shape != wanted:
+        raise InputError(
+            f"probabilities must have shape {wanted}: the reference's, then background and each label, "
+            f"got {array.shape}",
+            file=file,
+            remedy="Give labels as the model has them",
+        )
+    if affine is not None and ref.affine is not None:
+        difference = same_grid(array.shape[:3], affine, ref.array.shape, ref.affine)
+        if difference:
+            raise InputError(
+                f"and {ref.source} lie on different grids: {difference}", file=file, remedy="Predict this scan again"
+            )
+    return array
 
 
 def check_labels(labels: Sequence[int]) -> list[int]:
@@ -160,6 +245,25 @@ def _pair_folders(pred_dir: Any, ref_dir: Any, missing: Missing) -> list[CasePai
             remedy="Add the references or move the predictions away; files pair by name",
         )
     return [CasePair(case, path, preds.get(case)) for case, path in refs.items()]
+
+
+def _add_probabilities(pairs: list[CasePair], source: Any) -> list[CasePair]:
+    files = cases_of(source)
+    absent = [pair.case for pair in pairs if pair.pred is not None and pair.case not in files]
+    if absent:
+        raise InputError(
+            f"{len(absent)} of {len(pairs)} probabilities are missing: {_listing(absent)}",
+            file=_where(source),
+            remedy="Predict with --probabilities, which writes them to the folder of that name",
+        )
+    return [replace(pair, probabilities=files.get(pair.case)) for pair in pairs]
+
+
+def _bad_tolerance(given: Any) -> InputError:
+    return InputError(
+        f"nsd_tolerance_mm must be a number from 0 up in mm, or one per label, got {given!r}",
+        remedy="Give for example 1.0 or {1: 2.0, 2: 1.5}",
+    )
 
 
 def _where(source: Any) -> str | None:

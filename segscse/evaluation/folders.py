@@ -1,4 +1,4 @@
-"""Evaluation of folders: the table, its summary and the report, written together."""
+"""Evaluation of folders: the table, its summary, its convention in words and the report, written together."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import pandas as pd
 
 from segscse.errors import InputError
 from segscse.evaluation.cases import Missing, cases_of, pair_cases
+from segscse.evaluation.columns import in_words
+from segscse.evaluation.metrics import subjects_of
 from segscse.evaluation.report import render_report
 from segscse.evaluation.scores import evaluate, summarise
 from segscse.files import write_json, write_text
+from segscse.types import Progress
 
 
 def evaluate_folders(
@@ -23,30 +26,67 @@ def evaluate_folders(
     missing: Missing = "error",
     names: Mapping[Any, str] | None = None,
     labels: Sequence[int] | None = None,
+    *,
+    nsd_tolerance_mm: float | Mapping[Any, float] = 1.0,
+    probabilities_dir: str | Path | Mapping[str, Path] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    subjects: Mapping[str, str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    viewer: bool = True,
 ) -> pd.DataFrame:
-    """Score a folder of predictions and write `cases.csv`, `summary.json` and `report.html` to `out_dir`.
+    """Score a folder of predictions; write `cases.csv`, `summary.json`, `conventions.txt` and `report.html`.
 
     Args:
         pred_dir: a folder of predictions, named as the references, or a mapping from case to file.
         ref_dir: references, likewise.
-        out_dir: where the three files go; made when absent.
+        out_dir: where the four files go; made when absent.
         images_dir: images to show under the overlays of the report, likewise (`_0000` may follow the name).
         missing: as in `evaluate`.
         names: as in `evaluate`.
         labels: as in `evaluate`.
+        nsd_tolerance_mm: as in `evaluate`.
+        probabilities_dir: probabilities of the predictions, likewise; adds the columns `ece` and `brier`.
+        workers: as in `evaluate`.
+        progress: as in `evaluate`.
+        subjects: the subject of every case, where subjects have several; goes into the column `subject`, and intervals
+            are drawn over subjects.
+        provenance: how the predictions came about, for the report.
+        viewer: embed a viewer and the worst, median and best case in the report.
 
     Raises:
         InputError: as `evaluate`; nothing is written then, because a mean over part of the cases misleads.
     """
-    for folder in (pred_dir, ref_dir):
-        if not isinstance(folder, Mapping) and not Path(folder).is_dir():
+    for folder in (pred_dir, ref_dir, probabilities_dir):
+        if folder is not None and not isinstance(folder, Mapping) and not Path(folder).is_dir():
             raise InputError("is not a folder", file=folder, remedy="Check the path")
     images = {} if images_dir is None else cases_of(images_dir)
-    table = evaluate(pred_dir, ref_dir, labels, names=names, missing=missing)
+    table = evaluate(
+        pred_dir,
+        ref_dir,
+        labels,
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        names=names,
+        missing=missing,
+        probabilities=probabilities_dir,
+        workers=workers,
+        progress=progress,
+    )
+    known = subjects_of(table, subjects)
+    if known is not None:
+        table.insert(1, "subject", table["case"].astype(str).map(known))
     summary = summarise(table)
-    report = render_report(table, summary=summary, pairs=pair_cases(pred_dir, ref_dir, missing), images=images)
+    report = render_report(
+        table,
+        summary=summary,
+        pairs=pair_cases(pred_dir, ref_dir, missing),
+        images=images,
+        provenance=provenance,
+        viewer=viewer,
+    )
     out = Path(out_dir)
     write_text(out / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
     write_json(out / "summary.json", summary)
+    write_text(out / "conventions.txt", in_words(list(table.columns), table.attrs["nsd_tolerance_mm"]))
     write_text(out / "report.html", report)
     return table

@@ -1,20 +1,20 @@
-"""Overlap of two label maps: exact integer counts of every label in one pass, and the scores from them."""
+"""Overlap of two masks: exact integer counts, the scores from them, and label maps made ready for counting."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-_SLAB_VOXELS = 1 << 20  # bounds the memory of the temporaries, whatever the size of the volume
+_SLAB_VOXELS = 1 << 20
+_LARGEST_KEPT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Voxels of one label: in both masks (`tp`), only in the prediction (`fp`), only in the reference (`fn`).
+    """Voxels of one label: in both masks (`tp`), in one (`fp` prediction, `fn` reference), in neither (`tn`).
 
     Python integers: exact for any volume, where float32 sums stop counting at 2**24. A score whose
     denominator is zero is NaN, so Dice and IoU are NaN when both masks are empty and 0 when one is.
@@ -23,6 +23,7 @@ class Counts:
     tp: int
     fp: int
     fn: int
+    tn: int
 
     @property
     def n_ref(self) -> int:
@@ -54,85 +55,84 @@ class Counts:
         """Share of the prediction that is right: tp / (tp + fp); NaN when the prediction is empty."""
         return _ratio(self.tp, self.n_pred)
 
+    @property
+    def specificity(self) -> float:
+        """Share of the image outside the reference that the prediction leaves out, too: tn / (tn + fp)."""
+        return _ratio(self.tn, self.tn + self.fp)
 
-def confusion_counts(pred: np.ndarray, ref: np.ndarray, labels: Sequence[int]) -> dict[int, Counts]:
-    """Count every label of two integer label maps `(*S)` at once.
+    @property
+    def volume_similarity(self) -> float:
+        """Taha and Hanbury (2015, doi:10.1186/s12880-015-0068-x): 1 - |n_pred - n_ref| / (n_pred + n_ref)."""
+        return 1 - _ratio(abs(self.fp - self.fn), self.n_pred + self.n_ref)
 
-    Args:
-        pred: prediction `(*S)`.
+
+@dataclass(frozen=True, slots=True)
+class LabelPair:
+    """Two label maps made ready for counting.
+
+    Attributes:
+        pred: prediction `(*S)`, C-contiguous, uint8, uint16 or uint32, as `ref`.
         ref: reference, same shape.
-        labels: the labels to count, without the background; every other value counts as background.
-
-    Returns:
-        Label to `Counts`, in the order of `labels`.
+        values: the label that each value of the maps stands for; None where values are the labels themselves.
+        flipped: the axes are in the reverse order of the maps that came in, which lay so in memory.
     """
-    joint = joint_histogram(compact_labels(pred, labels), compact_labels(ref, labels), len(labels))
-    return counts_from_histogram(joint, labels)
+
+    pred: np.ndarray
+    ref: np.ndarray
+    values: tuple[int, ...] | None
+    flipped: bool
+
+    def label_of(self, value: int) -> int:
+        """Return the label that a value stands for."""
+        return value if self.values is None else self.values[value]
+
+    def value_of(self, label: int) -> int:
+        """Return the value that stands for a label; one that does not occur when the label does not."""
+        if self.values is None:
+            return label
+        return self.values.index(label) if label in self.values else len(self.values)
 
 
-def compact_labels(array: np.ndarray, labels: Sequence[int]) -> np.ndarray:
-    """Return `array` `(*S)` with `labels[k]` replaced by `k + 1` and every other value by 0."""
-    layout = layout_of(array)
-    flat = array.ravel(layout)
-    compact = np.zeros(flat.size, np.min_scalar_type(len(labels)))
-    order = np.argsort(np.asarray(labels, np.int64))
-    known = np.asarray(labels, np.int64)[order]
-    table = _lookup_table(known, order, compact.dtype)
-    for slab in _slabs(flat.size):
-        values = flat[slab].astype(np.int64)
-        if table is not None:
-            compact[slab] = table[values.clip(0, len(table) - 1)]
-        elif len(known):
-            place = np.searchsorted(known, values).clip(max=len(known) - 1)
-            compact[slab] = np.where(known[place] == values, order[place] + 1, 0)
-    return compact.reshape(array.shape, order=layout)
+def label_pair(pred: np.ndarray, ref: np.ndarray) -> LabelPair:
+    """Make two integer or boolean label maps `(*S)` ready for counting; no copy where they are so already.
+
+    Labels from 0 to 65535 keep their values in the smallest type. Where there are others, labels are numbered from 0
+    in rising order, the background first.
+    """
+    flipped = pred.flags.f_contiguous and ref.flags.f_contiguous and not ref.flags.c_contiguous  # NIfTI is read so
+    maps = [np.ascontiguousarray(array.T if flipped else array) for array in (pred, ref)]
+    maps = [array.view(np.uint8) if array.dtype == bool else array for array in maps]
+    if all(array.dtype == np.uint8 for array in maps):
+        return LabelPair(maps[0], maps[1], None, flipped)
+    lowest, highest = min(int(array.min()) for array in maps), max(int(array.max()) for array in maps)
+    if lowest >= 0 and highest <= _LARGEST_KEPT:
+        kind = np.min_scalar_type(highest)
+        return LabelPair(maps[0].astype(kind, copy=False), maps[1].astype(kind, copy=False), None, flipped)
+    found = {int(value) for array in maps for slab in _slabs(array) for value in np.unique(slab)}
+    values = [0, *sorted(found - {0})]
+    return LabelPair(_numbered(maps[0], values), _numbered(maps[1], values), tuple(values), flipped)
 
 
-def joint_histogram(pred: np.ndarray, ref: np.ndarray, n_labels: int) -> np.ndarray:
-    """Count voxels by reference (row) and prediction (column): int64 `(n_labels + 1, n_labels + 1)`."""
-    size = n_labels + 1
-    layout = layout_of(pred, ref)
-    flat_pred, flat_ref = pred.ravel(layout), ref.ravel(layout)
-    joint = np.zeros(size * size, np.int64)
-    for slab in _slabs(flat_ref.size):
-        joint += np.bincount(flat_ref[slab].astype(np.int64) * size + flat_pred[slab], minlength=size * size)
-    return joint.reshape(size, size)
+def count(pred: np.ndarray, ref: np.ndarray, n_voxels: int) -> Counts:
+    """Count two boolean masks `(*S)` cut out of images of `n_voxels`."""
+    n_pred, n_ref, tp = (int(np.count_nonzero(mask)) for mask in (pred, ref, pred & ref))
+    return Counts(tp, n_pred - tp, n_ref - tp, n_voxels - n_pred - n_ref + tp)
 
 
-def counts_from_histogram(joint: np.ndarray, labels: Sequence[int]) -> dict[int, Counts]:
-    """Read the counts of `labels[k]` off row and column `k + 1` of the matrix of `joint_histogram`."""
-    in_ref, in_pred = joint.sum(axis=1), joint.sum(axis=0)
-    counts = {}
-    for index, label in enumerate(labels, start=1):
-        tp = int(joint[index, index])
-        counts[label] = Counts(tp=tp, fp=int(in_pred[index]) - tp, fn=int(in_ref[index]) - tp)
-    return counts
+def _slabs(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield a C-contiguous array in pieces, which bounds the memory of what is made of them."""
+    flat = array.reshape(-1)
+    return (flat[start : start + _SLAB_VOXELS] for start in range(0, flat.size, _SLAB_VOXELS))
 
 
-def labels_in(array: np.ndarray) -> set[int]:
-    """Return the values that occur in a label map `(*S)`; of a boolean mask always {0, 1}, empty or not."""
-    if array.dtype == bool:
-        return {0, 1}
-    flat = array.ravel(layout_of(array))
-    return {int(value) for slab in _slabs(flat.size) for value in np.unique(flat[slab])}
-
-
-def layout_of(*arrays: np.ndarray) -> Literal["C", "F"]:
-    """Return the order in which the voxels lie in memory: Fortran's for NIfTI."""
-    return "F" if all(array.flags.f_contiguous for array in arrays) else "C"
-
-
-def _slabs(size: int) -> Iterator[slice]:
-    return (slice(start, start + _SLAB_VOXELS) for start in range(0, size, _SLAB_VOXELS))
-
-
-def _lookup_table(known: np.ndarray, order: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
-    """Return the table label to compact index, its ends 0; None when the labels are too large or negative."""
-    if not len(known) or known[0] < 1 or known[-1] > 1 << 20:
-        return None
-    table = np.zeros(int(known[-1]) + 2, dtype)
-    table[known] = order + 1
-    return table
+def _numbered(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Return the place of each voxel's label in `values`, which hold them all."""
+    order = np.argsort(np.array(values, object))
+    known = np.array([values[place] for place in order], array.dtype if array.dtype.kind == "u" else np.int64)
+    numbers = np.empty(array.size, np.min_scalar_type(len(values)))
+    for start, slab in zip(range(0, array.size, _SLAB_VOXELS), _slabs(array), strict=True):
+        numbers[start : start + len(slab)] = order[np.searchsorted(known, slab)]
+    return numbers.reshape(array.shape)
 
 
 def _ratio(part: int, whole: int) -> float:

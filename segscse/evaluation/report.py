@@ -1,28 +1,40 @@
-"""The report of an evaluation: one HTML page with its tables and pictures inside, which needs no network."""
+"""The report of an evaluation: one HTML page with its tables, charts, pictures and viewer inside, without network."""
 
 from __future__ import annotations
 
 import base64
-import io
-import math
+import hashlib
+import platform
 from collections.abc import Mapping, Sequence
-from importlib import resources
+from dataclasses import asdict, replace
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
 from segscse import __version__
 from segscse.errors import InputError
 from segscse.evaluation.cases import CasePair
-from segscse.evaluation.overlays import label_colour, plot_overlay
+from segscse.evaluation.charts import bland_altman, distribution
+from segscse.evaluation.metrics import METRICS, metrics_in, subjects_of
+from segscse.evaluation.pictures import VIEWS, case_pictures
+from segscse.evaluation.report_tables import case_details, case_rows, label_rows, number, provenance_rows
+from segscse.evaluation.scene import DISAGREEMENT, Scene, label_colour, load_scene
 from segscse.evaluation.scores import foreground_dice, summarise
+from segscse.evaluation.statistics import describe
+from segscse.evaluation.viewer import NIIVUE_VERSION, CaseVolumes, case_volumes, niivue_base64
 
-_MAX_LABEL_COLUMNS = 8  # the table of cases shows each label's Dice up to this many labels
-_INK, _MUTED, _RULE = "#1F2933", "#616E7C", "#E4E7EB"
+_CHARTED = ("dice", "nsd", "hd95_mm", "assd_mm", "sensitivity", "precision", "lesion_f1")
+_MAX_VOLUME_PLOTS = 24
+_STATISTICS = (
+    "Intervals are 95 % intervals of the mean: BCa bootstrap over {unit}, widened for few of them (Efron 1987; "
+    "Hesterberg 2015). Over all labels: the mean over labels of the mean over cases. In means with an interval, an "
+    "infinite distance (a structure missed or made up) counts as the image's diagonal."
+)
 
 
 def render_report(
@@ -31,100 +43,118 @@ def render_report(
     summary: Mapping[str, Any] | None = None,
     pairs: Sequence[CasePair] = (),
     images: Mapping[str, Path] | None = None,
+    subjects: Mapping[str, str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    viewer: bool = True,
 ) -> str:
     """Return the report of the table of `evaluate` as HTML.
+
+    The page forbids itself every connection (Content-Security-Policy) and runs no script but its own.
 
     Args:
         table: as `evaluate` returns it.
         summary: what `summarise` says of the table, when it is known already.
-        pairs: where predictions and references lie; without them there are no overlays.
-        images: images by case, to show under the overlays; a case without one is drawn over black.
+        pairs: where predictions and references lie; without them there are no pictures.
+        images: images by case, to show under the labels; a case without one is drawn over black.
+        subjects: the subject of every case. Default: the table's column `subject`, if it has one.
+        provenance: how the predictions came about, such as the record of a run; shown as it is.
+        viewer: embed NiiVue (about 1 MB) and the volumes of the worst, the median and the best case.
     """
+    subjects = subjects_of(table, subjects)
     names: dict[int, str] = dict(zip(table["label"].tolist(), table["name"].astype(str), strict=True))
+    described = describe(table, subjects=subjects)
+    rows = case_rows(table, names)
+    places = {row["case"]: place for place, row in enumerate(rows)}
+    shown = _shown_cases(table, pairs, images or {}, places, names, viewer=viewer)
+    script = _page_file("report.js")
     context = {
         "version": __version__,
+        "versions": _versions(),
         "summary": summary or summarise(table),
+        "statistics": _STATISTICS.format(unit="cases" if subjects is None else "subjects"),
+        "n_subjects": None if subjects is None else len(set(subjects.values())),
+        "facts": _facts(described),
+        "labels": label_rows(described, summary or summarise(table)),
         "colours": {label: label_colour(label) for label in names},
-        "dice_plot": _png(plot_dice(table)),
-        "columns": list(names.values()) if len(names) <= _MAX_LABEL_COLUMNS else [],
-        "cases": _case_rows(table),
-        "overlays": _overlays(table, pairs, images or {}, names),
+        "names": names,
+        "described": described.to_dict("records"),
+        "metrics": METRICS,
+        "distributions": _distributions(table, described, places),
+        "volumes": _volume_plots(table, places, subjects),
+        "overlays": shown,
+        "views": VIEWS,
+        "errors": DISAGREEMENT,
+        "cases": rows,
+        "details": case_details(table, [row["case"] for row in rows]),
+        "provenance": provenance_rows(provenance or {}),
+        "niivue": niivue_base64() if any(item["volumes"] for item in shown) else "",
+        "niivue_version": NIIVUE_VERSION,
+        "style": Markup(_page_file("report.css")),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     }
-    source = resources.files("segscse.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["number"] = _number
-    return environment.from_string(source).render(context)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("segscse.evaluation", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template("report.html.j2").render(context)
 
 
-def plot_dice(table: pd.DataFrame) -> Figure:
-    """Draw the Dice of every case as a point, by label, with the box of the quartiles."""
-    groups = [(label, table[table["label"] == label]) for label in sorted(table["label"].unique().tolist())]
-    figure = Figure(figsize=(8.4, 0.9 + 0.5 * len(groups)), layout="constrained")
-    ax = figure.add_subplot()
-    jitter = np.random.default_rng(0)
-    for row, (label, rows) in enumerate(groups):
-        dice = rows["dice"].dropna().to_numpy()
-        if not len(dice):
-            ax.text(0.5, row, "no case holds this label", ha="center", va="center", color=_MUTED, fontsize=9)
-            continue
-        line = {"color": _INK, "linewidth": 1.0}
-        ax.boxplot(
-            dice, positions=[row], orientation="horizontal", widths=0.5, showfliers=False, patch_artist=True,
-            boxprops={"facecolor": "#F5F7FA", "edgecolor": _INK, "linewidth": 0.8},
-            medianprops={"color": _INK, "linewidth": 1.8}, whiskerprops=line, capprops=line,
-        )  # fmt: skip
-        heights = row + jitter.uniform(-0.17, 0.17, len(dice))
-        ax.scatter(
-            dice,
-            heights,
-            s=18,
-            color=label_colour(label),
-            edgecolor=_INK,
-            linewidth=0.3,
-            alpha=0.85,
-            zorder=3,
-        )
-    ax.set_yticks(range(len(groups)), [_plain(rows["name"].iloc[0]) for _, rows in groups])
-    ax.set_ylim(len(groups) - 0.5, -0.5)
-    low = float(table["dice"].min())
-    ax.set_xlim(-0.02 if math.isnan(low) or low < 0.5 else 0.1 * math.floor(10 * low) - 0.02, 1.02)
-    ax.set_xlabel("Dice", color=_MUTED)
-    ax.grid(axis="x", color=_RULE, linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.tick_params(colors=_INK, length=0)
-    ax.spines[:].set_visible(False)
-    return figure
+def _page_file(name: str) -> str:
+    return resources.files("segscse.evaluation").joinpath("page", name).read_text(encoding="utf-8")
 
 
-def _case_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return one row per case, the worst first and those without any defined Dice last."""
-    order = foreground_dice(table).sort_values(kind="stable", na_position="last")
-    groups: dict[Any, pd.DataFrame] = dict(iter(table.groupby("case")))
-    return [_case_row(case, mean, groups[case].sort_values("label")) for case, mean in order.items()]
+def _versions() -> dict[str, str]:
+    packages = ("numpy", "scipy", "pandas", "nibabel", "SimpleITK")
+    return {"Python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
-def _case_row(case: Any, mean: float, rows: pd.DataFrame) -> dict[str, Any]:
-    notes = []
-    for word, chosen in (
-        ("missed", rows[(rows["n_ref"] > 0) & (rows["n_pred"] == 0)]),
-        ("false positive", rows[(rows["n_ref"] == 0) & (rows["n_pred"] > 0)]),
-    ):
-        if len(chosen):
-            shown = ", ".join(map(str, chosen["name"].iloc[:5])) + (", ..." if len(chosen) > 5 else "")
-            notes.append(f"{word}: {shown}")
-    return {
-        "case": case,
-        "mean": mean,
-        "dice": rows["dice"].tolist(),
-        "hd95_mm": rows["hd95_mm"].max(),  # infinite when a label is missed or made up
-        "notes": "; ".join(notes),
-    }
+def _facts(described: pd.DataFrame) -> list[dict[str, str]]:
+    """Return the headline means over labels, with their intervals."""
+    facts = []
+    for column in ("dice", "nsd", "hd95_mm"):
+        rows = described[described["metric"] == column]
+        if len(rows):
+            row, metric = rows.iloc[0], METRICS[column]  # the row over all labels comes first
+            interval = f"{metric.text(row['low'])} to {metric.text(row['high'])}" if row["method"] != "none" else ""
+            facts.append({"value": metric.text(row["mean"]), "what": f"mean {metric.title}", "interval": interval})
+    return facts
 
 
-def _overlays(
-    table: pd.DataFrame, pairs: Sequence[CasePair], images: Mapping[str, Path], names: Mapping[Any, str]
-) -> list[dict[str, str]]:
-    """Draw the worst, the median and the best case."""
+def _distributions(table: pd.DataFrame, described: pd.DataFrame, places: Mapping[str, int]) -> list[Any]:
+    known = [metric for metric in metrics_in(table) if metric.column in _CHARTED]
+    known.sort(key=lambda metric: _CHARTED.index(metric.column))
+    return [distribution(table, metric, described[described["metric"] == metric.column], places) for metric in known]
+
+
+def _volume_plots(table: pd.DataFrame, places: Mapping[str, int], subjects: Mapping[str, str] | None) -> list[Any]:
+    """Return the Bland-Altman plots of the labels with the largest reference volumes, in the order of labels."""
+    if not {"volume_ref_ml", "volume_pred_ml"} <= set(table) or table["volume_ref_ml"].isna().all():
+        return []
+    largest = table.groupby("label")["volume_ref_ml"].sum().nlargest(_MAX_VOLUME_PLOTS).index
+    plots = []
+    for label, rows in table.groupby("label", sort=True):
+        groups = None if subjects is None else [subjects[str(case)] for case in rows["case"]]
+        plot = bland_altman(rows, places, groups) if label in largest else None
+        if plot is not None:
+            plots.append(plot)
+    return plots
+
+
+def _shown_cases(
+    table: pd.DataFrame,
+    pairs: Sequence[CasePair],
+    images: Mapping[str, Path],
+    places: Mapping[str, int],
+    names: Mapping[int, str],
+    *,
+    viewer: bool,
+) -> list[dict[str, Any]]:
+    """Return what the page shows of the worst, the median and the best case."""
     ranked = foreground_dice(table).dropna().sort_values(kind="stable")
     if ranked.empty:
         return []
@@ -132,47 +162,48 @@ def _overlays(
     for role, place in (("Worst", 0), ("Best", len(ranked) - 1), ("Median", (len(ranked) - 1) // 2)):
         chosen.setdefault(ranked.index[place], role)
     by_case = {pair.case: pair for pair in pairs}
-    order = [case for case in ranked.index if case in chosen and case in by_case]
-    return [_overlay(by_case[case], chosen[case], float(ranked[case]), images, names) for case in order]
+    shown = []
+    for case in (case for case in ranked.index if case in chosen and case in by_case):
+        scene, note = _scene_of(by_case[case], images)
+        with_volumes = viewer and not scene.flat and min(scene.image.shape) > 1
+        shown.append({
+            "role": chosen[case],
+            "case": case,
+            "place": places[str(case)],
+            "dice": number(float(ranked[case])),
+            "note": note,
+            "pictures": case_pictures(scene),
+            "labels": scene.labels,
+            "volumes": _viewer_data(str(case), case_volumes(scene), names) if with_volumes else None,
+        })  # fmt: skip
+    return shown
 
 
-def _overlay(
-    pair: CasePair, role: str, dice: float, images: Mapping[str, Path], names: Mapping[Any, str]
-) -> dict[str, str]:
+def _viewer_data(case: str, volumes: CaseVolumes, names: Mapping[int, str]) -> dict[str, Any]:
+    """Return what the page's script hands to the viewer."""
+    return {
+        **asdict(volumes),
+        "case": case,
+        "colours": [label_colour(label) for label in volumes.labels],
+        "names": [names.get(label, f"label {label}") for label in volumes.labels],
+        "errors": [[colour for _, colour in DISAGREEMENT.values()], [text for text, _ in DISAGREEMENT.values()]],
+    }
+
+
+def _scene_of(pair: CasePair, images: Mapping[str, Path]) -> tuple[Scene, str]:
+    """Load a case and say what is missing: a picture must not cost the report."""
     image = images.get(pair.case, images.get(f"{pair.case}_0000"))
     segmentation = pair.pred if pair.pred is not None else _nothing_like(pair.ref)
     note = "" if image is not None else "Labels only: no image was given for this case."
     try:
-        figure = plot_overlay(image, segmentation, pair.ref, names=names)
-    except InputError as error:  # a picture must not cost the report
-        figure, note = plot_overlay(None, segmentation, pair.ref, names=names), f"Labels only: {error}"
-    return {"role": role, "case": pair.case, "dice": _number(dice), "png": _png(figure), "note": note}
+        return load_scene(image, segmentation, pair.ref, None), note
+    except InputError as error:
+        return load_scene(None, segmentation, pair.ref, None), f"Labels only: {error}"
 
 
 def _nothing_like(reference: Path) -> Any:
     """Return a segmentation without any label on the grid of a reference file."""
-    from dataclasses import replace
-
     from segscse.data.io import read_labels
 
     volume = read_labels(reference)
     return replace(volume, array=np.zeros_like(volume.array))
-
-
-def _png(figure: Figure) -> str:
-    """Return a figure as base64 PNG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, facecolor=figure.get_facecolor(), metadata={"Software": None})
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """Return a number for a table: a dash when undefined."""
-    if value is None or math.isnan(value):
-        return "–"  # noqa: RUF001
-    return f"{value:.{digits}f}" if math.isfinite(value) else "∞"
-
-
-def _plain(text: Any) -> str:
-    """Return text in which matplotlib sees no formula."""
-    return str(text).replace("$", r"\$")

@@ -1,10 +1,10 @@
-"""Scores of segmentations against references: a row per case and label, and their summary."""
+"""Scores of segmentations against references: a row per case and label."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,38 +14,29 @@ import pandas as pd
 from scipy import ndimage
 
 from segscse.errors import InputError
+from segscse.evaluation.area import framed_area_distances
+from segscse.evaluation.calibration import calibration
 from segscse.evaluation.cases import (
     CasePair,
     Missing,
+    Tolerance,
     check_labels,
     label_names,
     load_pair,
+    load_probabilities,
     pair_cases,
 )
-from segscse.evaluation.overlap import (
-    Counts,
-    compact_labels,
-    counts_from_histogram,
-    joint_histogram,
-    labels_in,
-    layout_of,
-)
-from segscse.evaluation.statistics import mean_interval
-from segscse.evaluation.surface import hd95_mm
+from segscse.evaluation.columns import CALIBRATION, COLUMNS, CONVENTION
+from segscse.evaluation.lesions import LesionCounts, count_lesions
+from segscse.evaluation.nearest import margin
+from segscse.evaluation.overlap import Counts, LabelPair, count, label_pair
+from segscse.evaluation.summary import foreground_dice as foreground_dice
+from segscse.evaluation.summary import summarise as summarise
+from segscse.evaluation.surface import SurfaceDistances, framed_distances, with_margin
+from segscse.types import Progress
 
-CONVENTION_VERSION = 1
-CONVENTION = (
-    "Dice, IoU, sensitivity and precision come from exact voxel counts per case and label; background (0) is "
-    "not scored. Both masks empty: undefined, left out of means and counted. One mask empty: Dice and IoU "
-    "are 0. HD95: voxel-border surfaces, the larger of the two directed 95th percentiles with linear "
-    "interpolation, in mm; one mask empty: infinite, left out of the plain mean, counted as the image's "
-    "diagonal in the penalised mean. Mean foreground Dice: mean over labels of the mean over cases. Axes one "
-    "voxel long take no part in distances."
-)
-COLUMNS = (
-    *("case", "label", "name", "dice", "iou", "sensitivity", "precision", "hd95_mm"),
-    *("volume_ref_ml", "volume_pred_ml", "volume_diff_ml", "n_ref", "n_pred", "diagonal_mm"),
-)
+Row = dict[str, float]
+_NONE = SurfaceDistances(np.empty(0), np.empty(0))
 
 
 def evaluate(
@@ -53,26 +44,38 @@ def evaluate(
     ref: Any,
     labels: Sequence[int] | None = None,
     spacing_mm: Sequence[float] | None = None,
+    nsd_tolerance_mm: float | Mapping[Any, float] = 1.0,
     names: Mapping[Any, str] | None = None,
     *,
     missing: Missing = "error",
+    probabilities: Any = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Score predictions against references, exactly.
 
     Args:
         pred: prediction: an integer or boolean label map `(X, Y, Z)` or `(X, Y)`, an object with `.array` and
-            `.affine`, an image file, or a folder of them, paired with `ref`'s by file name.
+            `.affine`, an image file, or a folder of them, paired with `ref`'s by file name. A mapping from case
+            to any of these stands for a folder.
         ref: reference, likewise, on the same grid; another grid is refused, never resampled.
         labels: labels to score. Default: every label but 0 that occurs anywhere in `ref` or `pred`.
         spacing_mm: voxel size in mm per array axis, for arrays only; without it they are taken to have 1 mm.
+        nsd_tolerance_mm: tolerance of the surface Dice, one for all or by label.
         names: names of labels, for the column `name`.
         missing: about references without a prediction: refuse them ("error"), or score an empty one
             ("empty").
+        probabilities: what `predict` writes as such, `(X, Y, Z, K)`: an array, file or folder like `pred`. The
+            channels are the background and then `labels` in rising order, so `labels` must be given.
+        workers: cases, or labels of a single case, scored at a time. Default: one per core, at most 4.
+        progress: called with the number of cases done and their total.
 
     Returns:
-        One row per case and label with `COLUMNS`; `volume_diff_ml` is prediction - reference, `n_ref` and
-        `n_pred` are voxels, `diagonal_mm` is the image's. NaN where a score is undefined; `hd95_mm` is
-        infinite when one mask is empty; 2D images have NaN volumes.
+        One row per case and label with `COLUMNS`, and `ece` and `brier` with probabilities; what each means is
+        in `segscse.evaluation.columns`. `volume_diff_ml` is prediction - reference; `n_ref` and `n_pred` are
+        voxels. NaN where a score is undefined; distances are infinite when one mask is empty; 2D images have
+        NaN volumes. `attrs` holds the convention in words, `nsd_tolerance_mm`, and by case `spacing_mm` and
+        the image's `diagonal_mm`.
 
     Raises:
         InputError: grids differ, files cannot be paired or read, or hold no label; all bad cases in one
@@ -84,66 +87,68 @@ def evaluate(
     """
     known = label_names(names)
     chosen = None if labels is None else check_labels(labels)
-    scored = _score_all(pair_cases(pred, ref, missing), chosen, spacing_mm)
+    tolerance = Tolerance.of(nsd_tolerance_mm, chosen)
+    if probabilities is not None and chosen is None:
+        raise InputError(
+            "probabilities need labels: which label each channel after the background stands for",
+            remedy="Give labels, for example labels=[1, 2]",
+        )
+    scored = _score_all(
+        pair_cases(pred, ref, missing, probabilities),
+        lambda pair, threads: _score_pair(
+            pair, chosen, spacing_mm, tolerance, calibrate=probabilities is not None, threads=threads
+        ),
+        workers or min(4, os.cpu_count() or 1),
+        progress,
+    )
     every = chosen or check_labels([label for case in scored for label in case.rows])
     rows = [
         {"case": case.case, "label": label, "name": known.get(label, str(label))} | case.rows.get(label, case.blank)
         for case in scored
         for label in every
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *(() if probabilities is None else CALIBRATION)])
+    table.attrs = {
+        "convention": CONVENTION,
+        "nsd_tolerance_mm": tolerance.to_json(),
+        "spacing_mm": {case.case: case.spacing_mm for case in scored},
+        "diagonal_mm": {case.case: case.diagonal_mm for case in scored},
+    }
+    return table
 
 
 def score_case(
-    pred: np.ndarray, ref: np.ndarray, labels: Sequence[int], spacing_mm: Sequence[float]
-) -> dict[int, dict[str, float]]:
-    """Score one pair of label maps `(*S)` on the same grid: label to its columns from `dice` on."""
-    compact = [compact_labels(array, labels) for array in (pred, ref)]
-    counts = counts_from_histogram(joint_histogram(compact[0], compact[1], len(labels)), labels)
-    thick = [axis for axis, size in enumerate(ref.shape) if size > 1] or [0]
-    spread_mm = [spacing_mm[axis] for axis in thick]
-    flat = [array.reshape([ref.shape[axis] for axis in thick], order=layout_of(array)) for array in compact]
-    boxes = zip(*(ndimage.find_objects(array, max_label=len(labels)) for array in flat), strict=True)
-    rows = {}
-    for index, (label, (box_pred, box_ref)) in enumerate(zip(labels, boxes, strict=True), start=1):
-        box = _union(box_pred, box_ref)
-        masks = [array[box] == index for array in flat] if box else None
-        distance_mm = hd95_mm(masks[0], masks[1], spread_mm) if masks else math.nan
-        rows[label] = _row(counts[label], distance_mm, ref.shape, spacing_mm)
-    return rows
+    pred: np.ndarray,
+    ref: np.ndarray,
+    spacing_mm: Sequence[float],
+    labels: Sequence[int] | None = None,
+    nsd_tolerance_mm: Callable[[int], float] = lambda _: 1.0,
+    threads: int = 1,
+) -> dict[int, Row]:
+    """Score one pair of label maps `(*S)` on the same grid: label to its columns from `dice` on.
 
-
-def summarise(table: pd.DataFrame) -> dict[str, Any]:
-    """Summarise the table of `evaluate` into plain JSON values; null and a count where undefined.
-
-    Every label and the whole carry `n_cases` (scored), `n_missed` (in the reference only),
-    `n_false_positive_cases` (in the prediction only) and `n_both_empty`; the whole counts case-label pairs
-    there. `overall.mean_dice` is the mean over labels of the mean over cases; `overall.mean_dice_by_case` the
-    mean over cases of the mean over their defined labels.
+    Args:
+        pred: prediction, integer or boolean.
+        ref: reference, same shape.
+        spacing_mm: voxel size along each axis.
+        labels: labels to score; every label but 0 that occurs if not given.
+        nsd_tolerance_mm: gives the tolerance of the surface Dice for a label.
+        threads: labels scored at a time.
     """
-    labels = [_summarise_label(group) for _, group in table.groupby("label", sort=True)]
-    by_case = foreground_dice(table)
-    overall = {
-        "n_cases": int(table["case"].nunique()),
-        "n_labels": len(labels),
-        "mean_dice": _mean([label["dice"]["mean"] for label in labels]),
-        "mean_dice_by_case": _mean(by_case),
-        "median_dice_by_case": _finite(by_case.median()),
-        "mean_hd95_mm": _mean([label["hd95_mm"]["mean"] for label in labels]),
-        "mean_hd95_penalised_mm": _mean([label["hd95_mm"]["mean_penalised"] for label in labels]),
-        **_empty_counts(table),
-    }
-    return {
-        "convention": CONVENTION,
-        "convention_version": CONVENTION_VERSION,
-        "overall": overall,
-        "labels": labels,
-    }
+    pair = label_pair(pred, ref)
+    masks = _Masks.of(pair, spacing_mm)
+    found = [pair.label_of(value) for value in masks.values()] if labels is None else list(labels)
+    voxel_ml = _voxel_ml(spacing_mm)
 
+    def score(label: int) -> Row:
+        tolerance_mm = nsd_tolerance_mm(label)
+        widths = np.maximum(margin(masks.spacing_mm), margin(masks.spacing_mm, tolerance_mm)).tolist()
+        return _row(masks.cut(pair.value_of(label), widths), masks.spacing_mm, ref.size, voxel_ml, tolerance_mm)
 
-def foreground_dice(table: pd.DataFrame) -> pd.Series:
-    """Return each case's mean Dice over its defined labels (NaN when there is none), indexed by case."""
-    return table.groupby("case", sort=True)["dice"].mean()
+    if threads == 1 or len(found) == 1:
+        return {label: score(label) for label in found}
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(found, pool.map(score, found), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,23 +156,64 @@ class _ScoredCase:
     """The rows of a case by label, and the row of any label that occurs in neither of its masks."""
 
     case: str
-    rows: dict[int, dict[str, float]]
-    blank: dict[str, float]
+    rows: dict[int, Row]
+    blank: Row
+    spacing_mm: tuple[float, ...]
+    diagonal_mm: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """Two maps without their axes of one voxel, and the box around each value in each."""
+
+    pred: np.ndarray
+    ref: np.ndarray
+    boxes: tuple[list[Any], list[Any]]
+    spacing_mm: tuple[float, ...]
+
+    @classmethod
+    def of(cls, pair: LabelPair, spacing_mm: Sequence[float]) -> _Masks:
+        spacing = tuple(spacing_mm)[::-1] if pair.flipped else tuple(spacing_mm)
+        thick = [axis for axis, size in enumerate(pair.ref.shape) if size > 1] or [0]
+        flat = [array.reshape([array.shape[axis] for axis in thick]) for array in (pair.pred, pair.ref)]
+        boxes = ndimage.find_objects(flat[0]), ndimage.find_objects(flat[1])
+        return cls(flat[0], flat[1], boxes, tuple(spacing[axis] for axis in thick))
+
+    def values(self) -> list[int]:
+        """Return the values above 0 that occur, in rising order."""
+        return sorted({value for boxes in self.boxes for value, box in enumerate(boxes, start=1) if box is not None})
+
+    def cut(self, value: int, margin_voxels: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return prediction and reference of a value in the box around both, in a margin; None where neither is."""
+        box = _union(*(boxes[value - 1] if 0 < value <= len(boxes) else None for boxes in self.boxes))
+        if box is None:
+            return None
+        return with_margin(self.pred[box] == value, margin_voxels), with_margin(self.ref[box] == value, margin_voxels)
 
 
 def _score_all(
-    pairs: list[CasePair], labels: list[int] | None, spacing_mm: Sequence[float] | None
+    pairs: list[CasePair],
+    score: Callable[[CasePair, int], _ScoredCase],
+    workers: int,
+    progress: Progress | None,
 ) -> list[_ScoredCase]:
-    """Score every pair, some at a time: scipy and gzip release the interpreter lock where it counts."""
+    """Score every pair, some at a time: numpy, scipy and gzip release the interpreter lock where it counts."""
 
-    def score(pair: CasePair) -> _ScoredCase | InputError:
+    def attempt(pair: CasePair) -> _ScoredCase | InputError:
         try:
-            return _score_pair(pair, labels, spacing_mm)
+            return score(pair, workers if len(pairs) == 1 else 1)
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        results = list(pool.map(score, pairs))
+    results = []
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for done, result in enumerate(pool.map(attempt, pairs), start=1):
+            results.append(result)
+            if progress is not None:
+                progress(done, len(pairs))
+    finally:
+        pool.shutdown(cancel_futures=True)  # a stop waits for the cases under way, not for those in the queue
     errors = [result for result in results if isinstance(result, InputError)]
     if len(errors) == 1:
         raise errors[0]
@@ -176,27 +222,69 @@ def _score_all(
     return [result for result in results if isinstance(result, _ScoredCase)]
 
 
-def _score_pair(pair: CasePair, labels: list[int] | None, spacing_mm: Sequence[float] | None) -> _ScoredCase:
+def _score_pair(
+    pair: CasePair,
+    labels: list[int] | None,
+    spacing_mm: Sequence[float] | None,
+    tolerance: Tolerance,
+    calibrate: bool,
+    threads: int,
+) -> _ScoredCase:
     pred, ref, spacing = load_pair(pair, spacing_mm)
-    found = labels or sorted((labels_in(pred.array) | labels_in(ref.array)) - {0})
-    rows = score_case(pred.array, ref.array, found, spacing)
-    return _ScoredCase(pair.case, rows, _row(Counts(0, 0, 0), math.nan, ref.array.shape, spacing))
+    rows = score_case(pred.array, ref.array, spacing, labels, tolerance.of_label, threads)
+    if labels is None and pred.array.dtype == ref.array.dtype == bool and not rows:
+        rows = score_case(pred.array, ref.array, spacing, [1], tolerance.of_label)  # a mask has its label, if empty
+    if calibrate and labels is not None:
+        channels = load_probabilities(pair, ref, len(labels) + 1)
+        for channel, label in enumerate(labels, start=1):
+            measured = calibration(channels[..., channel], ref.array == label)
+            rows[label] |= {"ece": measured.ece, "brier": measured.brier}
+    blank = _row(None, spacing, ref.array.size, _voxel_ml(spacing), 0.0)
+    diagonal = math.hypot(*(size * step for size, step in zip(ref.array.shape, spacing, strict=True)))
+    return _ScoredCase(pair.case, rows, blank, spacing, diagonal)
 
 
-def _row(counts: Counts, distance_mm: float, shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, float]:
-    voxel_ml = math.prod(spacing_mm) / 1000 if len(spacing_mm) == 3 else math.nan
+def _voxel_ml(spacing_mm: Sequence[float]) -> float:
+    return math.prod(spacing_mm) / 1000 if len(spacing_mm) == 3 else math.nan
+
+
+def _row(
+    masks: tuple[np.ndarray, np.ndarray] | None,
+    spacing_mm: Sequence[float],
+    n_voxels: int,
+    voxel_ml: float,
+    tolerance_mm: float,
+) -> Row:
+    """Score prediction and reference of one label, cut out of images of `n_voxels`; None where both are empty."""
+    if masks is None:
+        counts, lesions, distances, nsd_area = Counts(0, 0, 0, n_voxels), LesionCounts(0, 0, 0, 0), _NONE, math.nan
+    else:
+        counts, lesions = count(*masks, n_voxels), count_lesions(*masks)
+        distances = framed_distances(*masks, spacing_mm)
+        nsd_area = framed_area_distances(*masks, spacing_mm, tolerance_mm).nsd(tolerance_mm)
     return {
         "dice": counts.dice,
         "iou": counts.iou,
         "sensitivity": counts.sensitivity,
         "precision": counts.precision,
-        "hd95_mm": distance_mm,
+        "specificity": counts.specificity,
+        "hd_mm": distances.hd_mm,
+        "hd95_mm": distances.hd95_mm,
+        "assd_mm": distances.assd_mm,
+        "masd_mm": distances.masd_mm,
+        "nsd": distances.nsd(tolerance_mm),
+        "nsd_area": nsd_area,
         "volume_ref_ml": counts.n_ref * voxel_ml,
         "volume_pred_ml": counts.n_pred * voxel_ml,
         "volume_diff_ml": (counts.n_pred - counts.n_ref) * voxel_ml,
+        "volume_similarity": counts.volume_similarity,
         "n_ref": counts.n_ref,
         "n_pred": counts.n_pred,
-        "diagonal_mm": math.hypot(*(size * step for size, step in zip(shape, spacing_mm, strict=True))),
+        "n_components_ref": lesions.n_ref,
+        "n_components_pred": lesions.n_pred,
+        "lesion_sensitivity": lesions.sensitivity,
+        "lesion_precision": lesions.precision,
+        "lesion_f1": lesions.f1,
     }
 
 
@@ -205,50 +293,3 @@ def _union(first: tuple[slice, ...] | None, second: tuple[slice, ...] | None) ->
     if first is None or second is None:
         return first or second
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
-
-
-def _summarise_label(rows: pd.DataFrame) -> dict[str, Any]:
-    dice = rows["dice"].dropna()
-    distance = rows["hd95_mm"].dropna()
-    finite = distance[np.isfinite(distance)]
-    interval = mean_interval(dice.to_numpy())
-    return {
-        "label": int(rows["label"].iloc[0]),
-        "name": str(rows["name"].iloc[0]),
-        "n_cases": len(rows),
-        "dice": {
-            "n": len(dice),
-            "mean": _finite(dice.mean()),
-            "median": _finite(dice.median()),
-            "std": _finite(dice.std(ddof=1)),
-            "mean_interval_95": [_finite(interval.low), _finite(interval.high)],
-            "mean_interval_method": interval.method,
-        },
-        "hd95_mm": {
-            "n": len(finite),
-            "mean": _finite(finite.mean()),
-            "median": _finite(finite.median()),
-            "n_penalised": len(distance),
-            "mean_penalised": _finite(distance.where(np.isfinite(distance), rows["diagonal_mm"]).mean()),
-        },
-        **_empty_counts(rows),
-    }
-
-
-def _empty_counts(rows: pd.DataFrame) -> dict[str, int]:
-    in_ref, in_pred = rows["n_ref"] > 0, rows["n_pred"] > 0
-    return {
-        "n_missed": int((in_ref & ~in_pred).sum()),
-        "n_false_positive_cases": int((~in_ref & in_pred).sum()),
-        "n_both_empty": int((~in_ref & ~in_pred).sum()),
-    }
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the defined values, None when there is none."""
-    defined = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.mean(defined)) if defined else None
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

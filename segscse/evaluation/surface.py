@@ -1,11 +1,11 @@
-"""Distances between the borders of two masks in mm, in 2D and 3D: Hausdorff and its 95th percentile.
+"""Distances between the borders of two masks in mm, in 2D and 3D: Hausdorff, averages, surface Dice by count.
 
-Border voxels are those of a mask that touch its outside along an axis (mask XOR erosion); what lies beyond
-the image is outside. The distance from A to B is taken from the centre of every border voxel of A to the
-nearest of B. HD95 is the larger of the two directed 95th percentiles with linear interpolation, as in MONAI
-and MetricsReloaded (Maier-Hein et al., Nature Methods 2024, doi:10.1038/s41592-023-02151-z); MedPy pools the
-two sets and DeepMind's surface-distance weights by area, which give other numbers. Both masks empty: NaN. One
-mask empty: infinity.
+Border voxels are those of a mask that touch its outside along an axis (mask XOR erosion); what lies beyond the image is
+outside. The distance from A to B is taken from the centre of every border voxel of A to the nearest of B. Conventions
+as in Maier-Hein et al., Nature Methods 2024, doi:10.1038/s41592-023-02151-z, and MONAI: HD95 is the larger of the two
+directed 95th percentiles with linear interpolation, ASSD the mean of both sets of distances together, MASD the mean of
+the two directed means, NSD the share of both sets within a tolerance. MedPy pools the two sets for HD95; DeepMind's
+surface-distance weights by area (`segscse.evaluation.area`). Both masks empty: NaN. One mask empty: infinity, NSD 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import cKDTree
+
+from segscse.evaluation.nearest import EQUAL, indices_of, margin, nearest_mm
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +31,54 @@ class SurfaceDistances:
     ref_to_pred_mm: np.ndarray
 
     @property
+    def hd_mm(self) -> float:
+        """The Hausdorff distance: the largest of all distances."""
+        return self._undefined if self._one_is_empty else float(max(part.max() for part in self._parts))
+
+    @property
     def hd95_mm(self) -> float:
         """The larger of the two directed 95th percentiles (linear interpolation)."""
         return self.percentile_mm(95)
 
     @property
-    def hd_mm(self) -> float:
-        """The Hausdorff distance: the largest of all distances."""
-        return self.percentile_mm(100)
+    def assd_mm(self) -> float:
+        """Average symmetric surface distance: the mean over all border voxels of both masks."""
+        if self._one_is_empty:
+            return self._undefined
+        return float(sum(part.sum() for part in self._parts) / sum(map(len, self._parts)))
+
+    @property
+    def masd_mm(self) -> float:
+        """Mean average surface distance: the mean of the two directed means."""
+        return self._undefined if self._one_is_empty else float(np.mean([part.mean() for part in self._parts]))
 
     def percentile_mm(self, percent: float) -> float:
         """Return the larger directed percentile; NaN when both masks are empty, inf when one is."""
-        empty = [not len(distances) for distances in (self.pred_to_ref_mm, self.ref_to_pred_mm)]
-        if any(empty):
-            return math.nan if all(empty) else math.inf
-        return float(max(np.percentile(d, percent) for d in (self.pred_to_ref_mm, self.ref_to_pred_mm)))
+        if self._one_is_empty:
+            return self._undefined
+        return float(max(np.percentile(part, percent) for part in self._parts))
 
+    def nsd(self, tolerance_mm: float) -> float:
+        """Return the normalised surface Dice by count: border voxels within `tolerance_mm` over all border voxels.
 
-def hd95_mm(pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """Return the 95 % Hausdorff distance of two boolean masks `(*S)` with `spacing_mm` per axis."""
-    return surface_distances(pred, ref, spacing_mm).hd95_mm
+        A distance counts as within when it exceeds the tolerance by less than a millionth of it, since headers
+        store voxel sizes as float32.
+        """
+        total = sum(map(len, self._parts))
+        within = sum(int(np.count_nonzero(part <= tolerance_mm * (1 + EQUAL))) for part in self._parts)
+        return within / total if total else math.nan
+
+    @property
+    def _parts(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.pred_to_ref_mm, self.ref_to_pred_mm
+
+    @property
+    def _one_is_empty(self) -> bool:
+        return not all(map(len, self._parts))
+
+    @property
+    def _undefined(self) -> float:
+        return math.inf if any(map(len, self._parts)) else math.nan
 
 
 def surface_distances(pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float]) -> SurfaceDistances:
@@ -60,42 +89,41 @@ def surface_distances(pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[fl
         ref: reference, same shape.
         spacing_mm: voxel size along each axis, in the order of the array's axes.
     """
-    box = _bounding_box(pred | ref)
-    border_pred, border_ref = border(pred[box]), border(ref[box])
-    if not border_pred.any() or not border_ref.any():
-        alone = np.full(int(border_pred.sum() + border_ref.sum()), math.inf)
-        none = np.empty(0)
-        return SurfaceDistances(alone, none) if border_pred.any() else SurfaceDistances(none, alone)
-    close = _mostly_overlap(pred[box], ref[box])
-    few = np.count_nonzero(border_pred) + np.count_nonzero(border_ref) <= border_ref.size // 8
-    # Both ways are exact. On rough balls 64 to 224 voxels wide that overlap the tree is 4 to 10 times faster;
-    # on masks far apart or full of holes it may be 30 times slower, and those get the distance transform.
-    measure = _by_tree if close and few else _by_transform
-    return SurfaceDistances(measure(border_pred, border_ref, spacing_mm), measure(border_ref, border_pred, spacing_mm))
+    return framed_distances(*framed(pred, ref, margin(spacing_mm)), spacing_mm)
+
+
+def framed_distances(pred: np.ndarray, ref: np.ndarray, spacing_mm: Sequence[float]) -> SurfaceDistances:
+    """Measure as `surface_distances` two masks that `framed` has cut out, with `margin(spacing_mm)`."""
+    borders = border(pred), border(ref)
+    indices = [indices_of(each) for each in borders]
+    if all(map(len, indices)):
+        return SurfaceDistances(
+            nearest_mm(indices[0], borders[1], spacing_mm), nearest_mm(indices[1], borders[0], spacing_mm)
+        )
+    return SurfaceDistances(*(np.full(len(own), math.inf) for own in indices))
 
 
 def border(mask: np.ndarray) -> np.ndarray:
     """Return the voxels of `mask` `(*S)` with a neighbour along an axis outside the mask or the image."""
-    return mask & ~ndimage.binary_erosion(mask)  # border_value=0: beyond the image is outside
+    inside = mask.copy()
+    for axis in range(mask.ndim):
+        along, within = np.moveaxis(mask, axis, 0), np.moveaxis(inside, axis, 0)  # views
+        within[1:] &= along[:-1]
+        within[:-1] &= along[1:]
+        within[[0, -1]] = False
+    return np.greater(mask, inside, out=inside)
 
 
-def _mostly_overlap(pred: np.ndarray, ref: np.ndarray) -> bool:
-    return bool(2 * np.count_nonzero(pred & ref) >= np.count_nonzero(pred | ref))
+def framed(pred: np.ndarray, ref: np.ndarray, margin_voxels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cut two boolean masks `(*S)` out at the box around both and put a margin of background around them."""
+    box = ndimage.find_objects((pred | ref).view(np.uint8), max_label=1)[0]
+    if box is None:
+        box = (slice(0, 0),) * pred.ndim
+    return with_margin(pred[box], margin_voxels), with_margin(ref[box], margin_voxels)
 
 
-def _by_transform(source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Return the distance in mm from each voxel of `source` to the nearest of `target`, by a transform."""
-    return ndimage.distance_transform_edt(~target, sampling=spacing_mm)[source]
-
-
-def _by_tree(source: np.ndarray, target: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Return the same as `_by_transform`, by a search among the border voxels only."""
-    spacing = np.asarray(spacing_mm, float)
-    distances, _ = cKDTree(np.argwhere(target) * spacing).query(np.argwhere(source) * spacing)
-    return distances
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Return the slices that hold all of `mask`; of an empty mask, slices that hold nothing."""
-    found = ndimage.find_objects(mask.astype(np.uint8), max_label=1)[0]
-    return (slice(0, 0),) * mask.ndim if found is None else found
+def with_margin(mask: np.ndarray, margin_voxels: Sequence[int]) -> np.ndarray:
+    """Return a boolean mask `(*S)`, C-contiguous, inside a margin of background."""
+    frame = np.zeros([size + 2 * width for size, width in zip(mask.shape, margin_voxels, strict=True)], bool)
+    frame[tuple(slice(width, width + size) for width, size in zip(margin_voxels, mask.shape, strict=True))] = mask
+    return frame

@@ -36,6 +36,7 @@ from segscse.nets.dims import network_to_channels_last
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
 from segscse.training.clock import RunClock
+from segscse.training.display import run_html
 from segscse.training.module import SegModule
 from segscse.training.signals import StopRequest
 from segscse.types import Progress
@@ -72,6 +73,10 @@ class Run:
     steps: int
     split: Split
     planned: PlannedDataset
+
+    def _repr_html_(self) -> str:
+        """Show the run in a notebook."""
+        return run_html(self)
 
 
 def train_run(

@@ -1,104 +1,90 @@
-"""Overlap: exact counts, hand-worked scores, every label layout."""
+"""Overlap: hand-worked scores from counts, and label maps made ready for counting."""
 
 import math
 
 import numpy as np
 import pytest
 
-from segscse.evaluation.overlap import (
-    Counts,
-    compact_labels,
-    confusion_counts,
-    counts_from_histogram,
-    joint_histogram,
-    labels_in,
-)
+from segscse.evaluation.overlap import Counts, count, label_pair
 
 
-def _square(size, *ranges):
-    mask = np.zeros((size, size), np.uint8)
-    mask[tuple(slice(*r) for r in ranges)] = 1
-    return mask
-
-
-def test_metrics_reloaded_s2_10_counts():
-    ref = _square(14, (5, 9), (5, 9))
-    inner = confusion_counts(_square(14, (6, 8), (6, 8)), ref, [1])[1]
-    outer = confusion_counts(_square(14, (4, 10), (4, 10)), ref, [1])[1]
-    assert (inner.tp, inner.fp, inner.fn) == (4, 0, 12)
-    assert (outer.tp, outer.fp, outer.fn) == (16, 20, 0)
-    assert inner.dice == pytest.approx(0.4)
-    assert outer.dice == pytest.approx(0.6154, abs=1e-4)
-
-
-def test_metrics_reloaded_figure_10_overlap():
-    ref = _square(11, (3, 8), (3, 8))
-    pred = ref.copy()
-    pred[5, 1:10] = pred[1:10, 5] = 1
-    counts = confusion_counts(pred, ref, [1])[1]
-    assert counts.dice == pytest.approx(0.862, abs=1e-3)
-    assert counts.iou == pytest.approx(0.76, abs=1e-2)
-
-
-def test_monai_dice_example():
-    assert confusion_counts(np.array([[1, 0], [0, 1]]), np.array([[1, 0], [1, 1]]), [1])[1].dice == 0.8
+def test_scores_are_hand_worked():
+    counts = Counts(tp=6, fp=2, fn=4, tn=88)
+    assert (counts.n_ref, counts.n_pred) == (10, 8)
+    assert counts.dice == 12 / 18
+    assert counts.iou == 6 / 12
+    assert counts.sensitivity == 0.6
+    assert counts.precision == 0.75
+    assert counts.specificity == 88 / 90
+    assert counts.volume_similarity == 1 - 2 / 18
 
 
 def test_both_empty_is_undefined_and_one_empty_is_zero():
-    both, only_pred, only_ref = Counts(0, 0, 0), Counts(0, 5, 0), Counts(0, 0, 5)
-    assert math.isnan(both.dice)
-    assert math.isnan(both.iou)
-    assert only_pred.dice == only_ref.dice == only_pred.iou == only_ref.iou == 0
+    both, only_pred, only_ref = Counts(0, 0, 0, 9), Counts(0, 5, 0, 4), Counts(0, 0, 5, 4)
+    for score in ("dice", "iou", "volume_similarity"):
+        assert math.isnan(getattr(both, score))
+        assert getattr(only_pred, score) == getattr(only_ref, score) == 0
     assert math.isnan(only_pred.sensitivity)
     assert only_pred.precision == 0
     assert only_ref.sensitivity == 0
     assert math.isnan(only_ref.precision)
+    assert (both.specificity, only_pred.specificity) == (1, 4 / 9)
+    assert math.isnan(Counts(3, 0, 0, 0).specificity)
 
 
-def test_counts_above_2_to_24_are_exact():
-    n = 2**24 + 1
-    mask = np.ones((1, n), np.uint8)
-    other = mask.copy()
-    other[0, 0] = 0
-    counts = confusion_counts(other, mask, [1])[1]
-    assert (counts.n_ref, counts.tp, counts.fn) == (16_777_217, 16_777_216, 1)
-
-
-def test_synthetic_histogram_beyond_2_to_53_stays_exact():
-    joint = np.array([[0, 1], [2, 2**53 + 1]], np.int64)
-    counts = counts_from_histogram(joint, [1])[1]
-    assert counts.tp == 2**53 + 1
+def test_scores_of_counts_beyond_2_to_53_are_exact():
+    counts = Counts(2**53 + 1, 1, 2, 0)
     assert counts.n_ref == 2**53 + 3
+    assert counts.precision == (2**53 + 1) / (2**53 + 2)
 
 
-@pytest.mark.parametrize("labels", [[1, 2, 3], [3, 1], [2], [1, 300_000, 2_000_000_000], [-1, 2]])
+def test_masks_are_counted_by_the_definition():
+    pred, ref = np.random.default_rng(1).random((2, 5, 6, 7)) < 0.4
+    expected = [(pred & ref).sum(), (pred & ~ref).sum(), (~pred & ref).sum(), (~pred & ~ref).sum() + 100]
+    assert count(pred, ref, pred.size + 100) == Counts(*map(int, expected))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "labels", "kind"),
+    [
+        (bool, [1], np.uint8),
+        (np.uint8, [1, 254, 255], np.uint8),
+        (np.int64, [1, 200], np.uint8),
+        (np.int16, [1, 300], np.uint16),
+        (np.uint32, [70_000], np.uint8),
+        (np.uint64, [3, 2**63 + 5], np.uint8),
+        (np.int64, [-3, 2_000_000_000], np.uint8),
+    ],
+)
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_counts_equal_the_definition_for_any_labels_and_layout(labels, order):
+def test_every_label_keeps_its_voxels_whatever_its_type_and_layout(dtype, labels, kind, order):
     rng = np.random.default_rng(1)
-    pool = np.array([0, 1, 2, 3, -1, 300_000, 2_000_000_000])
+    pool = np.array([0, *labels], dtype)
     pred, ref = (np.asarray(rng.choice(pool, (5, 6, 7)), order=order) for _ in range(2))
-    for label, counts in confusion_counts(pred, ref[::1], labels).items():
-        a, b = pred == label, ref == label
-        assert counts == Counts(int((a & b).sum()), int((a & ~b).sum()), int((~a & b).sum()))
+    pair = label_pair(pred, ref)
+    assert pair.flipped == (order == "F")
+    for before, after in ((pred, pair.pred), (ref, pair.ref)):
+        assert after.dtype == kind
+        assert after.flags.c_contiguous
+        after = after.T if pair.flipped else after
+        for label in labels:
+            np.testing.assert_array_equal(after == pair.value_of(label), before == label)
+            assert pair.label_of(pair.value_of(label)) == label
+        assert not (after == pair.value_of(17)).any()
 
 
-def test_layouts_may_differ_between_the_two_maps():
-    rng = np.random.default_rng(2)
-    pred, ref = rng.integers(0, 3, (2, 4, 5, 6))
-    expected = confusion_counts(pred, ref, [1, 2])
-    assert confusion_counts(np.asfortranarray(pred), ref, [1, 2]) == expected
-    assert confusion_counts(pred[:, ::-1], ref[:, ::-1], [1, 2]) == expected
-
-
-def test_uint8_values_above_the_largest_label_are_background():
-    assert compact_labels(np.array([[0, 1, 254, 255]], np.uint8), [1, 254]).tolist() == [[0, 1, 2, 0]]
-
-
-def test_swapping_the_maps_transposes_the_histogram():
+def test_small_labels_in_memory_order_are_not_copied():
     pred, ref = np.random.default_rng(3).integers(0, 4, (2, 6, 6, 6)).astype(np.uint8)
-    assert (joint_histogram(pred, ref, 3) == joint_histogram(ref, pred, 3).T).all()
+    for turned in ((pred, ref), (pred.T, ref.T)):
+        pair = label_pair(*turned)
+        assert np.shares_memory(pair.pred, pred)
+        assert np.shares_memory(pair.ref, ref)
 
 
-def test_labels_in_finds_values_and_takes_a_boolean_mask_as_label_1():
-    assert labels_in(np.array([[0, 7], [7, 2]])) == {0, 2, 7}
-    assert labels_in(np.zeros((2, 2), bool)) == {0, 1}
+def test_layouts_and_types_may_differ_between_the_two_maps():
+    pred, ref = np.random.default_rng(2).integers(0, 3, (2, 4, 5, 6))
+    pair = label_pair(np.asfortranarray(pred), ref.astype(np.uint8))
+    np.testing.assert_array_equal(pair.pred, pred)
+    np.testing.assert_array_equal(pair.ref, ref)
+    wide = label_pair(pred + 65_000, ref)
+    assert wide.pred.dtype == wide.ref.dtype == np.uint16

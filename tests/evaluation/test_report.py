@@ -1,164 +1,177 @@
-"""The report: self-contained, escaped, complete; overlays oriented as radiologists expect."""
+"""The report: self-contained, escaped, complete, the same twice."""
 
-import math
+import base64
+import gzip
+import hashlib
+import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
-import segscse as ss
-from segscse.data.io import Volume
 from segscse.errors import InputError
+from segscse.evaluation import charts, report_tables
+from segscse.evaluation.cases import CasePair
 from segscse.evaluation.folders import evaluate_folders
-from segscse.evaluation.overlays import label_colour, plot_overlay
+from segscse.evaluation.overlays import plot_overlay
 from segscse.evaluation.report import render_report
 from segscse.evaluation.scores import evaluate
+from segscse.evaluation.tables import load_provenance
+from segscse.evaluation.viewer import niivue_base64
 
-from .conftest import AFFINE, blocks
+from .conftest import blocks
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}$x$"
 
 
-def _pictures(figure):
-    """Return the grey picture of every panel."""
-    return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
+def _read(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def _text(html):
+    """Return a page without its embedded data, style and script."""
+    html = re.sub(r"base64,[^\"]*", "", html)
+    return re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
 
 
 def test_report_needs_nothing_from_outside(folders, tmp_path, save):
     for case in "abc":
         save(tmp_path / "images" / f"{case}_0000.nii.gz", np.random.default_rng(0).random((12, 12, 8)))
     evaluate_folders(*folders, tmp_path / "out", tmp_path / "images", names={1: "left", 2: "right"})
-    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"https?:|//|<script|<link|@import|url\(", re.sub(r"base64,[^\"]*", "", html))
-    sources = re.findall(r'src="([^"]{22})', html)
-    assert len(sources) == 4
-    assert set(sources) == {"data:image/png;base64,"}
+    html = _read(tmp_path / "out")
+    assert not re.search(r"https?:|//|<link|@import|url\(", _text(html))
+    sources = re.findall(r'src="([^"]{23})', html)
+    assert len(sources) == 27  # three cases, three views, three planes
+    assert set(sources) == {"data:image/jpeg;base64,"}
     assert "no image was given" not in html
-    assert html.index("Worst</b>: c") < html.index("Median</b>: b") < html.index("Best</b>: a")
+    assert html.index("Worst: c") < html.index("Median: b") < html.index("Best: a")
+
+
+def test_the_page_allows_its_own_script_alone(folders, tmp_path):
+    evaluate_folders(*folders, tmp_path / "out")
+    html = _read(tmp_path / "out")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html).group(1)
+    script = re.search(r"<script>(.*?)</script>", html, flags=re.DOTALL).group(1)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith(f"default-src 'none'; script-src 'sha256-{digest}' blob:;")
+    assert html.count("<script>") == 1
 
 
 def test_hostile_names_are_text(folders, tmp_path):
     table = evaluate(blocks(1), blocks(), names={1: HOSTILE, 2: "_hidden"})
     table["case"] = HOSTILE
-    html = render_report(table)
-    assert "<script>" not in html
+    html = render_report(table, provenance={HOSTILE: HOSTILE, "deep": {"x": [HOSTILE]}, "list": [HOSTILE] * 9})
+    assert "<script>alert" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;{{7*7}}$x$" in html
+    details = re.search(r'id="details">(.*?)</script>', html, flags=re.DOTALL).group(1)
+    assert json.loads(details)["rows"][0][0][0] == HOSTILE
     plot_overlay(None, blocks(), names={1: HOSTILE}).canvas.draw()
+
+
+def test_hostile_names_are_text_in_the_viewer(folders, tmp_path):
+    for folder in folders:
+        (folder / "a.nii.gz").rename(folder / "<img src=x onerror=alert(1)>.nii.gz")
+    evaluate_folders(*folders, tmp_path / "out", names={1: HOSTILE})
+    html = _read(tmp_path / "out")
+    assert "<img src=x" not in html
+    assert "<script>alert" not in html
 
 
 def test_report_without_images_shows_labels_only(folders, tmp_path):
     evaluate_folders(*folders, tmp_path / "out")
-    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert html.count("no image was given") == 3
+    assert _read(tmp_path / "out").count("no image was given") == 3
 
 
 def test_report_survives_an_image_on_another_grid_and_a_missing_prediction(folders, tmp_path, save):
     (folders[0] / "a.nii.gz").unlink()
     save(tmp_path / "images" / "b.nii.gz", np.zeros((5, 5, 5), np.float32))
     evaluate_folders(*folders, tmp_path / "out", tmp_path / "images", missing="empty")
-    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    html = _read(tmp_path / "out")
     assert "lie on different grids" in html
     assert "missed: 1, 2" in html
-    assert html.count("<td>∞</td>") == 1
+    assert "∞" in html
+
+
+def test_the_viewer_can_be_left_out(folders, tmp_path):
+    evaluate_folders(*folders, tmp_path / "out", viewer=False)
+    html = _read(tmp_path / "out")
+    assert "Niivue" not in _text(html)
+    assert 'id="niivue"' not in html
+    assert len(html) < 500_000
+
+
+def test_the_vendored_niivue_is_the_one_that_its_note_names(request):
+    program = gzip.decompress(base64.b64decode(niivue_base64()))
+    note = (request.path.parents[2] / "segscse" / "evaluation" / "vendor" / "README.md").read_text()
+    assert hashlib.sha256(program).hexdigest() in note
 
 
 def test_report_of_undefined_scores_shows_dashes():
-    html = render_report(evaluate(blocks(), blocks(), labels=[5]))
-    assert "nan" not in re.sub(r"base64,[^\"]*", "", html).lower()
+    html = _text(render_report(evaluate(blocks(), blocks(), labels=[5])))
+    assert not re.search(r"\bnan\b", html.lower())
     assert "–" in html  # noqa: RUF001
 
 
-def test_report_is_the_same_twice():
-    table = evaluate(blocks(1), blocks())
-    assert render_report(table) == render_report(table)
+def test_report_is_the_same_twice(folders, tmp_path):
+    for out in ("one", "two"):
+        evaluate_folders(*folders, tmp_path / out)
+    assert _read(tmp_path / "one") == _read(tmp_path / "two")
 
 
 def test_many_labels_leave_out_the_columns_per_label():
     array = np.arange(60).reshape(3, 4, 5)
-    assert "label_59" in render_report(evaluate(array, array, names={59: "label_59"}))
+    html = render_report(evaluate(array, array, names={59: "label_59"}))
+    cases = html[html.index('<table id="cases">') :]
+    assert "label_59" in html
+    assert "label_59" not in cases[: cases.index("</table>")]
 
 
-def test_overlay_shows_three_planes_and_says_which_slice():
-    figure = ss.plot_overlay(np.random.default_rng(0).random((12, 12, 8)), blocks(1), blocks())
-    assert isinstance(figure, Figure)
-    assert len(figure.axes) == 3
-    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert texts == ["axial 2", "coronal 2", "sagittal 2"]
-    assert [entry.get_text() for entry in figure.legends[0].get_texts()] == [
-        "label 1", "label 2", "reference (outline)",
-    ]  # fmt: skip
+def test_too_many_rows_leave_the_details_to_the_csv(monkeypatch, folders):
+    monkeypatch.setattr(report_tables, "MAX_DETAILS", 5)
+    monkeypatch.setattr(charts, "MAX_POINTS", 4)
+    html = render_report(evaluate(*folders))
+    assert "too many for this page" in html
+    assert 'id="details"' not in html
+    assert "thinned out evenly" in html
 
 
-@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, -1)])
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
-def test_pictures_do_not_depend_on_how_voxels_are_stored(flips, order):
-    image = np.random.default_rng(0).random((5, 6, 7))
-    labels = np.zeros((5, 6, 7), np.uint8)
-    labels[4, 5, 6] = labels[3, 5, 6] = 1  # right, anterior, superior
-    affine = np.diag([1.0, 2.0, 3.0, 1.0])
-    expected = _pictures(plot_overlay(Volume(image, affine), labels))
-    stored, stored_affine = _restore(image, affine, flips, order)
-    stored_labels, _ = _restore(labels, affine, flips, order)
-    figure = plot_overlay(Volume(stored, stored_affine), Volume(stored_labels, stored_affine))
-    for got, want in zip(_pictures(figure), expected, strict=True):
-        np.testing.assert_array_equal(got, want)
-    axial, coronal, sagittal = (np.asarray(ax.images[1].get_array())[..., 3] for ax in figure.axes)
-    assert axial[0, 0] > 0  # the patient's right and front: left and top of the picture
-    assert coronal[0, 0] > 0
-    assert sagittal[0, 0] > 0
+def test_subjects_and_provenance_are_shown_and_kept(folders, tmp_path):
+    record = {"step": 30, "versions": {"torch": "2.13.0"}, "training_cases": [f"case_{i}" for i in range(30)]}
+    subjects = {"a": "s1", "b": "s1", "c": "s2"}
+    table = evaluate_folders(*folders, tmp_path / "out", subjects=subjects, provenance=record)
+    assert table["subject"].tolist() == ["s1"] * 4 + ["s2"] * 2
+    html = _text(_read(tmp_path / "out"))
+    assert "3 cases of 2 subjects" in html
+    assert "bootstrap over subjects" in html
+    assert "torch 2.13.0" in html
+    assert "case_29" in html
+    assert pd.read_csv(tmp_path / "out" / "cases.csv")["subject"].tolist() == table["subject"].tolist()
 
 
-def _restore(array, affine, flips, order):
-    """Store a RAS array with axes flipped and permuted, and the affine that says so."""
-    flipped = array[tuple(slice(None, None, step) for step in flips)]
-    change = np.eye(4)
-    for axis, step in enumerate(flips):
-        if step < 0:
-            change[axis, axis], change[axis, 3] = -1, array.shape[axis] - 1
-    permute = np.eye(4)[:, [*order, 3]]
-    return flipped.transpose(order), affine @ change @ permute
+def test_single_slices_have_one_plane_and_no_viewer(tmp_path, save):
+    for name, shift in (("pred", 1), ("ref", 0)):
+        save(tmp_path / name / "a.nii.gz", blocks(shift)[:, :, 3:4])
+    evaluate_folders(tmp_path / "pred", tmp_path / "ref", tmp_path / "out")
+    html = _read(tmp_path / "out")
+    assert html.count("<figure>") == 3
+    assert 'id="niivue"' not in html
 
 
-def test_aspect_follows_the_spacing():
-    figure = plot_overlay(np.zeros((12, 12, 8)), blocks(), spacing_mm=(1, 2, 2.5))
-    assert [ax.get_aspect() for ax in figure.axes] == pytest.approx([2, 2.5, 1.25])
+def test_2d_arrays_have_no_volumes():
+    pred, ref = blocks(1)[:, :, 3], blocks()[:, :, 3]
+    html = render_report(evaluate(pred, ref), pairs=[CasePair("case", ref, pred)])
+    assert html.count("<figure>") == 3
+    assert "Bland-Altman" not in html
 
 
-def test_planes_and_slices_can_be_chosen():
-    figure = plot_overlay(None, blocks(), axis="coronal", slices=9)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["coronal 9"]
-    figure = plot_overlay(None, blocks(), axis=["axial", "sagittal"], slices={"axial": 7})
-    assert [ax.texts[0].get_text() for ax in figure.axes] == ["axial 7", "sagittal 2"]
-    with pytest.raises(InputError, match="Did you mean 'axial'"):
-        plot_overlay(None, blocks(), axis="axail")
-    with pytest.raises(InputError, match="no axial slice 8; allowed: 0 to 7"):
-        plot_overlay(None, blocks(), axis="axial", slices=8)
-
-
-def test_2d_arrays_and_single_slices_show_one_picture():
-    image = np.random.default_rng(0).random((6, 9))
-    flat = plot_overlay(image, image > 0.5, image > 0.4)
-    assert len(flat.axes) == 1
-    assert _pictures(flat)[0].shape == (6, 9)
-    assert len(plot_overlay(None, Volume(blocks()[:, :, :1], AFFINE)).axes) == 1
-
-
-def test_overlay_refuses_other_grids_and_shows_the_first_channel():
-    with pytest.raises(InputError, match="different grids"):
-        plot_overlay(np.zeros((3, 3, 3)), blocks())
-    with pytest.raises(InputError, match="different grids"):
-        plot_overlay(Volume(np.zeros((12, 12, 8)), AFFINE), Volume(blocks(), np.diag([-1, 2, 2.5, 1.0])))
-    channels = np.stack([np.ones((12, 12, 8)), np.zeros((12, 12, 8))], axis=-1)
-    assert _pictures(plot_overlay(channels, blocks()))[0].min() == 1
-
-
-def test_overlay_of_nothing_shows_the_middle_and_nan_voxels_do_no_harm():
-    image = np.full((12, 12, 8), math.nan)
-    figure = plot_overlay(image, np.zeros((12, 12, 8), int))
-    figure.canvas.draw()
-    assert figure.axes[0].texts[0].get_text() == "axial 4"
-
-
-def test_labels_keep_their_colours():
-    assert label_colour(1) == label_colour(1 + 9) != label_colour(2)
+def test_provenance_of_a_model_folder(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    file = tmp_path / "run" / "model" / "model.json"
+    file.write_text('{"provenance": {"step": 3}}')
+    assert load_provenance(tmp_path / "run") == load_provenance(tmp_path / "run" / "model") == {"step": 3}
+    file.write_text("[]")
+    with pytest.raises(InputError, match="no record of its provenance"):
+        load_provenance(tmp_path / "run")
+    with pytest.raises(InputError, match=r"holds no model\.json"):
+        load_provenance(tmp_path)

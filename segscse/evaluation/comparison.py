@@ -1,0 +1,287 @@
+"""Paired comparison of two or more evaluations of the same cases."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any, Literal
+
+import pandas as pd
+
+from segscse.errors import InputError, choose
+from segscse.evaluation.metrics import Metric, comparable, metric_of, named_metric, subjects_of
+from segscse.evaluation.paired import PairedDifference, correct, paired_difference
+from segscse.evaluation.ranking import Ranking, rank_stability
+from segscse.evaluation.tables import check_same_cases, load_table
+
+FEW_CASES = 10
+METHOD = (
+    "Differences are paired by case. Intervals: 95 % BCa bootstrap of the mean difference over cases, or over subjects "
+    "where they are known, widened for few of them (Efron 1987; Hesterberg 2015). p: Wilcoxon signed-rank, two-sided, "
+    "after Holm's correction over the rows of the same table. Effect: matched-pairs rank-biserial correlation. A "
+    "difference counts as shown when the interval leaves out 0 and the corrected p is below 0.05. An infinite distance "
+    "(a structure missed or made up) counts as the image's diagonal. Ranks: by the mean, with the cases redrawn 9999 "
+    "times (Wiesenfarth et al. 2021)."
+)
+Pairs = Literal["first", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two or more evaluations of the same cases.
+
+    Attributes:
+        metric: the column compared.
+        names: the sides, in the order given.
+        foreground: one difference per pair of sides, of each case's mean over its labels; corrected by Holm together.
+        by_label: one per pair and label; corrected by Holm together.
+        ranking: the sides by their mean foreground value, and how stable that order is; None when neither direction
+            of the metric is better.
+    """
+
+    metric: str
+    names: tuple[str, ...]
+    foreground: tuple[PairedDifference, ...]
+    by_label: tuple[PairedDifference, ...]
+    ranking: Ranking | None
+
+    @property
+    def overall(self) -> PairedDifference:
+        """The foreground difference of the first pair: the second side against the first."""
+        return self.foreground[0]
+
+    @property
+    def labels(self) -> tuple[PairedDifference, ...]:
+        """The differences per label of the first pair."""
+        return self._labels_of(self.overall)
+
+    @property
+    def difference(self) -> float:
+        """Mean paired difference of the first pair's foreground, b - a."""
+        return self.overall.difference
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % bootstrap interval of `difference`."""
+        return self.overall.low, self.overall.high
+
+    @property
+    def p_value(self) -> float:
+        """Wilcoxon signed-rank p of the first pair's foreground, uncorrected."""
+        return self.overall.p_value
+
+    @property
+    def verdict(self) -> str:
+        """The finding of the first pair in plain words, with its reservations."""
+        return self._verdict_of(self.overall)
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """The finding of every pair, as `verdict`."""
+        return tuple(self._verdict_of(row) for row in self.foreground)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row per difference, the foreground first, with the fields of `PairedDifference` and the verdict."""
+        return pd.DataFrame([{**asdict(row), "verdict": row.verdict} for row in (*self.foreground, *self.by_label)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values; null where undefined."""
+        return _plain({
+            "metric": self.metric,
+            "names": list(self.names),
+            "method": METHOD,
+            "verdicts": list(self.verdicts),
+            "differences": self.to_frame().to_dict("records"),
+            "ranking": None if self.ranking is None else asdict(self.ranking),
+        })  # fmt: skip
+
+    def to_markdown(self) -> str:
+        """Return tables, verdicts and method as Markdown."""
+        lines = [f"# Comparison by {self._metric.title}", ""]
+        lines += [f"- {_escape_markdown(line)}" for line in self._findings()]
+        for heading, rows in (("Foreground", self.foreground), ("By label", self.by_label)):
+            cells = [[_escape_markdown(cell) for cell in row] for row in _cells(rows, self._metric)]
+            lines += ["", f"## {heading}", "", _markdown_row(_HEADINGS), _markdown_row(["---"] * len(_HEADINGS))]
+            lines += [_markdown_row(row) for row in cells]
+        return "\n".join([*lines, "", METHOD, ""])
+
+    def __str__(self) -> str:
+        table = [list(_HEADINGS), *_cells((*self.foreground, *self.by_label), self._metric)]
+        widths = [max(len(row[column]) for row in table) for column in range(len(_HEADINGS))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in table
+        ]
+        return "\n".join([f"{self._metric.title}", *lines, *self._findings()])
+
+    def _repr_html_(self) -> str:
+        """Show tables and verdicts in a notebook."""
+        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in _HEADINGS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in _cells((*self.foreground, *self.by_label), self._metric)
+        )
+        findings = "".join(f"<li>{html.escape(line)}</li>" for line in self._findings())
+        return (
+            f"<b>{html.escape(self._metric.title)}</b><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<ul>{findings}</ul><details><summary>Method</summary>{html.escape(METHOD)}</details>"
+        )
+
+    @property
+    def _metric(self) -> Metric:
+        return named_metric(self.metric)
+
+    def _labels_of(self, pair: PairedDifference) -> tuple[PairedDifference, ...]:
+        return tuple(row for row in self.by_label if (row.a, row.b) == (pair.a, pair.b))
+
+    def _verdict_of(self, pair: PairedDifference) -> str:
+        notes = []
+        if 2 <= pair.n_units < FEW_CASES:
+            notes.append(f"only {pair.n_units} cases: the interval is likely too narrow")
+        if self.metric == "dice":
+            rows = self._labels_of(pair)
+            for side, other, count in (
+                (pair.a, pair.b, sum(row.n_only_a_undefined for row in rows)),
+                (pair.b, pair.a, sum(row.n_only_b_undefined for row in rows)),
+            ):
+                if count:
+                    times = "once" if count == 1 else f"{count} times"
+                    notes.append(f"{times} {side} rightly finds nothing where {other} marks something")
+        return "; ".join([pair.verdict, *notes])
+
+    def _findings(self) -> list[str]:
+        several = len(self.foreground) > 1
+        lines = [
+            f"{f'{row.b} against {row.a}' if several else 'Foreground'}: {verdict}."
+            for row, verdict in zip(self.foreground, self.verdicts, strict=True)
+        ]
+        return [*lines, *([f"Ranking: {self.ranking.text}."] if self.ranking is not None else [])]
+
+
+def compare(
+    a: pd.DataFrame | str | Path,
+    b: pd.DataFrame | str | Path,
+    *more: pd.DataFrame | str | Path,
+    metric: str = "dice",
+    names: Sequence[str] | None = None,
+    subjects: Mapping[str, str] | None = None,
+    pairs: Pairs = "first",
+) -> Comparison:
+    """Compare evaluations case by case.
+
+    Each case counts once: the foreground value of a case is the mean over its defined labels. How intervals, tests
+    and ranks are made is in `METHOD`. Infinite distances count as the image's diagonal.
+
+    Args:
+        a: the baseline: the table of `evaluate`, a `cases.csv`, or the folder that holds one.
+        b: the contender, over the same cases and labels.
+        more: further contenders.
+        metric: the column to compare.
+        names: what to call the sides. Default: a, b, c, ...
+        subjects: the subject of every case, where subjects have several. Default: the first table's column `subject`.
+        pairs: compare every side with the first, or "all" pairs.
+
+    Raises:
+        InputError: the cases or labels differ, a table cannot be read, there is no such metric.
+    """
+    if pairs not in ("first", "all"):
+        raise choose("value of pairs", pairs, ("first", "all"))
+    sides = _names(names, 2 + len(more))
+    tables = [load_table(source, side) for source, side in zip((a, b, *more), sides, strict=True)]
+    check_same_cases(tables, sides)
+    chosen, *_ = [metric_of(table, metric) for table in tables]  # every table must have it
+    known = subjects_of(tables[0], subjects)
+    labels = tables[0].drop_duplicates("label").set_index("label")["name"].sort_index()
+    values = [table.assign(value=comparable(table, chosen)) for table in tables]
+    cases = [table.groupby("case")["value"].mean() for table in values]
+    by_label = [table.pivot(index="case", columns="label", values="value") for table in values]
+    compared = [pair for pair in combinations(range(len(sides)), 2) if pairs == "all" or pair[0] == 0]
+    foreground = [
+        paired_difference(
+            cases[i], cases[j], what="foreground", names=(sides[i], sides[j]), metric=metric, subjects=known
+        )
+        for i, j in compared
+    ]
+    per_label = [
+        paired_difference(
+            by_label[i][label],
+            by_label[j][label],
+            what=str(name),
+            names=(sides[i], sides[j]),
+            metric=metric,
+            subjects=known,
+        )
+        for i, j in compared
+        for label, name in labels.items()
+    ]
+    ranking = _rank(pd.concat(cases, axis=1, keys=range(len(sides))).sort_index(), sides, chosen, known)
+    return Comparison(metric, sides, correct(foreground), correct(per_label), ranking)
+
+
+def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(ascii_lowercase[:count]) if count <= 26 else tuple(f"s{side}" for side in range(1, count + 1))
+    if len(names) != count or len(set(names)) != count:
+        raise InputError(f"there must be {count} different names, got {list(names)}")
+    return tuple(map(str, names))
+
+
+def _rank(
+    values: pd.DataFrame, names: Sequence[str], metric: Metric, subjects: Mapping[str, str] | None
+) -> Ranking | None:
+    if metric.better == "neither":
+        return None
+    better: Literal["higher", "lower"] = "higher" if metric.better == "higher" else "lower"
+    groups = None if subjects is None else [subjects[str(case)] for case in values.index]
+    return rank_stability(values.to_numpy(float), names, better=better, groups=groups)
+
+
+_HEADINGS = ("what", "b - a", "mean a", "mean b", "difference [95 % interval]", "p", "effect", "win/tie/loss", "n")
+
+
+def _cells(rows: Sequence[PairedDifference], metric: Metric) -> list[list[str]]:
+    digits = metric.digits + 1
+    return [
+        [
+            row.what,
+            f"{row.b} - {row.a}",
+            metric.text(row.mean_a, digits),
+            metric.text(row.mean_b, digits),
+            f"{metric.text(row.difference, digits, sign=True)} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]",
+            f"{row.p_holm:.3g}",
+            f"{row.effect_size:+.2f}",
+            f"{row.wins}/{row.ties}/{row.losses}",
+            str(row.n) if row.n == row.n_units else f"{row.n} ({row.n_units} subjects)",
+        ]
+        for row in rows
+    ]
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is: no table cell, tag or emphasis is made of it."""
+    for mark in "\\`*_<>|[]":
+        text = text.replace(mark, "\\" + mark)
+    return " ".join(text.split())
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON takes it, NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

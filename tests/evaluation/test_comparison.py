@@ -1,0 +1,265 @@
+"""Paired comparison: hand-worked values, degenerate cases, refusals."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import segscse as ss
+from segscse.errors import InputError
+from segscse.evaluation.comparison import compare
+from segscse.evaluation.folders import evaluate_folders
+from segscse.evaluation.paired import paired_difference
+from segscse.evaluation.tables import load_subjects, load_table
+
+
+def _table(values, label=1, name="liver"):
+    return pd.DataFrame({"case": [f"c{i}" for i in range(len(values))], "label": label, "name": name, "dice": values})
+
+
+def test_public_name():
+    assert ss.compare is compare
+
+
+def test_hand_worked_comparison():
+    a, b = _table([0.5, 0.6, 0.7, 0.8, 0.9]), _table([0.6, 0.8, 0.7, 0.7, 1.0])
+    result = compare(a, b)
+    row = result.overall
+    assert (row.n, row.wins, row.ties, row.losses) == (5, 3, 1, 1)
+    assert row.mean_a == pytest.approx(0.7)
+    assert result.difference == pytest.approx(0.06)
+    assert row.effect_size == pytest.approx((2 + 4 + 2 - 2) / 10)  # ranks of 0.1, 0.2, -0.1, 0.1
+    assert row.low < 0.06 < row.high
+    assert row.method == "BCa"
+    assert "only 5 cases" in result.verdict
+
+
+def test_identical_evaluations_show_no_difference():
+    table = _table(np.linspace(0.5, 0.9, 12))
+    result = compare(table, table)
+    assert (result.difference, result.interval, result.p_value) == (0, (0, 0), 1)
+    assert result.verdict == "no difference shown"
+    assert result.overall.method == "constant"
+    assert result.overall.ties == 12
+
+
+def test_constant_difference_falls_back_and_says_so():
+    a = np.linspace(0.5, 0.8, 12)
+    result = compare(_table(a), _table(a + 0.1))
+    assert result.overall.method == "constant"
+    assert result.interval == pytest.approx((0.1, 0.1))
+    assert result.verdict == "b is better by 0.1000 Dice"
+    assert compare(_table(a + 0.1), _table(a)).verdict == "a is better by 0.1000 Dice"
+
+
+def test_noise_shows_no_difference():
+    rng = np.random.default_rng(0)
+    a = rng.uniform(0.6, 0.9, 30)
+    result = compare(_table(a), _table(a + rng.permutation(np.tile([-0.05, 0.05], 15))))
+    assert result.verdict == "no difference shown"
+    assert result.p_value > 0.05
+
+
+def test_one_case_cannot_be_judged():
+    result = compare(_table([0.5]), _table([0.9]))
+    assert result.verdict == "cannot be judged from 1 case"
+    assert math.isnan(result.overall.low)
+    assert result.overall.method == "none"
+
+
+def test_pairs_undefined_on_one_side_are_counted_and_told():
+    a, b = _table([0.8, 0.7, math.nan, math.nan]), _table([0.8, 0.9, 0.0, math.nan])
+    result = compare(a, b)
+    assert result.overall.n == 2
+    assert result.overall.n_only_a_undefined == 1
+    assert "once a rightly finds nothing where b marks something" in result.verdict
+
+
+def test_foreground_is_the_mean_over_a_cases_labels():
+    a = pd.concat([_table([0.8, 0.6]), _table([0.4, math.nan], label=2, name="tumour")])
+    b = pd.concat([_table([0.8, 0.6]), _table([0.6, math.nan], label=2, name="tumour")])
+    result = compare(a, b)
+    assert result.overall.mean_a == pytest.approx((0.6 + 0.6) / 2)
+    assert result.difference == pytest.approx(0.05)
+    assert [row.what for row in result.labels] == ["liver", "tumour"]
+    assert result.labels[1].n == 1
+
+
+def test_order_of_rows_does_not_matter():
+    a, b = _table(np.linspace(0.4, 0.8, 12)), _table(np.linspace(0.5, 0.8, 12))
+    assert compare(a.sample(frac=1, random_state=1), b.sample(frac=1, random_state=0)) == compare(a, b)
+
+
+def test_frame_and_text():
+    result = compare(_table(np.linspace(0.4, 0.8, 12)), _table(np.linspace(0.5, 0.8, 12)))
+    frame = result.to_frame()
+    assert frame["what"].tolist() == ["foreground", "liver"]
+    assert {"difference", "low", "high", "p_value", "effect_size", "wins", "verdict"} <= set(frame.columns)
+    text = str(result)
+    assert "liver" in text
+    assert text.splitlines()[-2] == f"Foreground: {result.verdict}."
+
+
+def test_different_cases_are_refused_by_name():
+    with pytest.raises(InputError, match=r"a lacks c2 \(label 1\)"):
+        compare(_table([0.1, 0.2]), _table([0.1, 0.2, 0.3]))
+    with pytest.raises(InputError, match=r"b lacks c0 \(label 2\)"):
+        compare(pd.concat([_table([0.1]), _table([0.2], label=2)]), _table([0.1]))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pd.DataFrame({"case": ["a"]}), "no column label, name, dice"),
+        (_table([]), "is empty"),
+        (pd.concat([_table([0.1]), _table([0.1])]), "repeats case 'c0'"),
+    ],
+)
+def test_other_tables_are_refused(table, message):
+    with pytest.raises(InputError, match=message):
+        compare(table, table)
+
+
+def test_folders_and_files_compare_like_their_tables(folders, tmp_path):
+    pred, ref = folders
+    good = evaluate_folders(ref, ref, tmp_path / "good")
+    poor = evaluate_folders(pred, ref, tmp_path / "poor")
+    expected = compare(poor, good)
+    assert compare(tmp_path / "poor", tmp_path / "good" / "cases.csv") == expected
+    assert expected.difference > 0
+
+
+def test_a_case_called_na_keeps_its_name(tmp_path):
+    (tmp_path / "cases.csv").write_text("case,label,name,dice\nNA,1,null,\n007,1,null,0.5\n")
+    table = load_table(tmp_path)
+    assert table["case"].tolist() == ["NA", "007"]
+    assert table["name"].tolist() == ["null", "null"]
+    assert math.isnan(table["dice"][0])
+
+
+@pytest.mark.parametrize("content", [None, "", "case,label,name,dice\na,x,y,z\n"])
+def test_unreadable_tables_are_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / "cases.csv").write_text(content)
+    with pytest.raises(InputError) as caught:
+        compare(tmp_path / "cases.csv", tmp_path / "cases.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_nan_never_reaches_the_difference():
+    series = pd.Series([math.nan, 0.5], index=["a", "b"])
+    assert paired_difference(series, series, what="x").difference == 0
+
+
+def _three(n=30):
+    rng = np.random.default_rng(4)
+    base = rng.uniform(0.6, 0.8, n)
+    return [_table(base), _table(base + rng.normal(0.05, 0.02, n)), _table(base + rng.normal(0, 0.02, n))]
+
+
+def test_three_sides_are_corrected_together_and_ranked():
+    a, b, c = _three()
+    result = compare(a, b, c)
+    assert [(row.a, row.b) for row in result.foreground] == [("a", "b"), ("a", "c")]
+    raw = [row.p_value for row in result.foreground]
+    assert [row.p_holm for row in result.foreground] == pytest.approx([2 * min(raw), max(raw)])
+    assert result.verdicts[0].startswith("b is better by 0.0")
+    assert result.verdicts[1] == "no difference shown"
+    assert result.ranking.ranks[1] == 1
+    assert result.ranking.shares[1][0] == 1
+    text = str(result)
+    assert "c against a: no difference shown." in text
+    assert "1. b (rank kept in 100% of resamples" in text
+    every = compare(a, b, c, pairs="all", names=["U-Net", "scSE", "ECA"])
+    assert [(row.a, row.b) for row in every.foreground] == [("U-Net", "scSE"), ("U-Net", "ECA"), ("scSE", "ECA")]
+    assert every.foreground[0].p_holm == pytest.approx(3 * raw[0])
+    assert every.verdicts[2].startswith("scSE is better")
+
+
+def test_distances_are_better_when_lower_and_a_miss_costs_the_diagonal():
+    rng = np.random.default_rng(1)
+    good = _table(np.full(20, 0.9)).assign(hd95_mm=rng.uniform(1, 2, 20), diagonal_mm=50.0)
+    bad = good.assign(hd95_mm=good["hd95_mm"] + rng.uniform(1, 2, 20))
+    result = compare(good, bad, metric="hd95_mm")
+    assert result.verdict.startswith("a is better by 1.")
+    assert result.verdict.endswith("mm HD95")
+    assert (result.overall.wins, result.overall.losses, result.overall.effect_size) == (0, 20, -1)
+    assert result.ranking.ranks == (1, 2)
+    missed = good.assign(hd95_mm=[math.inf, *good["hd95_mm"][1:]])
+    assert compare(good, missed, metric="hd95_mm").difference == pytest.approx((50 - good["hd95_mm"][0]) / 20)
+    with pytest.raises(InputError, match="is not known"):
+        compare(good, missed.drop(columns="diagonal_mm"), metric="hd95_mm")
+
+
+def test_volumes_have_no_better_side():
+    a = _table(np.full(12, 0.9)).assign(volume_pred_ml=np.arange(12.0))
+    result = compare(a, a.assign(volume_pred_ml=np.arange(12.0) + 1), metric="volume_pred_ml")
+    assert result.verdict == "b is higher by 1.000 volume_pred_ml"
+    assert result.ranking is None
+
+
+def test_mean_and_ranks_that_disagree_show_no_difference():
+    delta = np.array([0.001] * 40 + [-0.5] * 8)
+    row = compare(_table(np.full(48, 0.6)), _table(0.6 + delta)).overall
+    assert row.high < 0 < row.effect_size
+    assert row.p_holm < 0.05
+    assert row.verdict == "no difference shown (the mean and the ranks point different ways)"
+    few = compare(_table(np.full(5, 0.6)), _table(0.6 + np.linspace(0.1, 0.2, 5)))
+    assert few.verdict.startswith(
+        "no difference shown (the interval leaves out 0, but the test does not reject: p = 0.06"
+    )
+
+
+def test_subjects_are_the_units_of_test_and_interval():
+    a = _table([0.5] * 8)
+    b = _table([0.6, 0.8, 0.5, 0.5, 0.4, 0.4, 0.7, 0.7])
+    subjects = {f"c{i}": f"s{i // 2}" for i in range(8)}
+    row = compare(a, b, subjects=subjects).overall
+    assert (row.n, row.n_units, row.wins, row.ties, row.losses) == (8, 4, 2, 1, 1)
+    assert row.effect_size == pytest.approx((2.5 - 1 + 2.5) / 6)
+    assert compare(a.assign(subject=list(subjects.values())), b).overall == row
+    assert "8 (4 subjects)" in str(compare(a, b, subjects=subjects))
+
+
+def test_refusals_of_options():
+    a, b, c = _three()
+    with pytest.raises(InputError, match="unknown metric 'dcie'"):
+        compare(a, b, metric="dcie")
+    with pytest.raises(InputError, match="must be 3 different names"):
+        compare(a, b, c, names=["x", "x", "y"])
+    with pytest.raises(InputError, match="unknown value of pairs"):
+        compare(a, b, pairs="some")
+
+
+def test_json_markdown_and_notebook_output():
+    hostile = "<script>|*x*"
+    a, b = _table([0.5, 0.9], name=hostile), _table([0.6, math.nan], name=hostile)
+    result = compare(a, b)
+    json.dumps(result.to_json(), allow_nan=False)
+    assert result.to_json()["differences"][0]["low"] is None
+    assert "| \\<script\\>\\|\\*x\\* |" in result.to_markdown()
+    shown = result._repr_html_()
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "no ranking from 1 case" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("case,subject,image\n1,NA,x\n2,s,y\n", None),
+        ("case,x\n1,2\n", "has no column subject"),
+        ("case,subject\n1,a\n1,b\n", "gives case '1' two subjects"),
+        ("", "is not a CSV of subjects"),
+    ],
+)
+def test_subjects_from_a_file(tmp_path, content, message):
+    file = tmp_path / "subjects.csv"
+    file.write_text(content)
+    if message is None:
+        assert load_subjects(file) == {"1": "NA", "2": "s"}
+    else:
+        with pytest.raises(InputError, match=message):
+            load_subjects(file)
