@@ -106,11 +106,12 @@ def metrics_in(table: pd.DataFrame) -> list[Metric]:
 def comparable(table: pd.DataFrame, metric: Metric) -> pd.Series:
     """Return a metric's column with every value finite or NaN, so that means over cases can be compared.
 
-    An infinite distance (one mask is empty) counts as the image's diagonal, `diagonal_mm`: leaving it out would make
-    a miss improve the mean. A difference counts by its size.
+    An infinite distance (one mask is empty) counts as the image's diagonal: leaving it out would make a miss improve
+    the mean. The diagonal is that of the column `diagonal_mm`, else of `table.attrs["diagonal_mm"]` by case. A
+    difference counts by its size.
 
     Raises:
-        InputError: infinite values in a table without the column `diagonal_mm`.
+        InputError: infinite values, and their diagonals are not known.
     """
     values = table[metric.column].astype(float)
     if metric.better == "near 0":
@@ -118,12 +119,16 @@ def comparable(table: pd.DataFrame, metric: Metric) -> pd.Series:
     infinite = np.isinf(values)
     if not infinite.any():
         return values
-    if "diagonal_mm" not in table:
+    if "diagonal_mm" in table:
+        diagonals = table["diagonal_mm"].astype(float)
+    else:
+        diagonals = table["case"].astype(str).map(table.attrs.get("diagonal_mm", {})).astype(float)
+    if diagonals[infinite].isna().any():
         raise InputError(
-            f"{metric.column} holds infinite values, and there is no column diagonal_mm to count them as",
-            remedy="Evaluate again, or compare another metric",
+            f"{metric.column} holds infinite values, and the images' diagonals to count them as are not known",
+            remedy="Evaluate again, keep summary.json beside cases.csv, or compare another metric",
         )
-    return values.where(~infinite, table["diagonal_mm"].astype(float))
+    return values.where(~infinite, diagonals)
 
 
 def subjects_of(table: pd.DataFrame, subjects: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -189,7 +189,7 @@ def test_distances_are_better_when_lower_and_a_miss_costs_the_diagonal():
     assert result.ranking.ranks == (1, 2)
     missed = good.assign(hd95_mm=[math.inf, *good["hd95_mm"][1:]])
     assert compare(good, missed, metric="hd95_mm").difference == pytest.approx((50 - good["hd95_mm"][0]) / 20)
-    with pytest.raises(InputError, match="no column diagonal_mm"):
+    with pytest.raises(InputError, match="diagonals to count them as are not known"):
         compare(good, missed.drop(columns="diagonal_mm"), metric="hd95_mm")
 
 

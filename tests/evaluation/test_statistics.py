@@ -1,5 +1,6 @@
 """Descriptions of the per-case table: hand-worked values, subjects, infinite distances."""
 
+import json
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from segscse.errors import InputError
 from segscse.evaluation.bootstrap import mean_interval
 from segscse.evaluation.metrics import METRICS, comparable, metric_of
 from segscse.evaluation.statistics import describe
+from segscse.evaluation.tables import load_table
 
 
 def _table():
@@ -55,8 +57,19 @@ def test_infinite_distances_count_as_the_diagonal():
     assert row["n_infinite"] == 1
     assert row["mean"] == pytest.approx((5 + 100 + 6) / 3)
     assert row["max"] == 100
-    with pytest.raises(InputError, match="no column diagonal_mm"):
+    with pytest.raises(InputError, match="diagonals to count them as are not known"):
         describe(_table().drop(columns="diagonal_mm"))
+
+
+def test_diagonals_may_come_by_case_or_from_the_summary_beside_the_table(tmp_path):
+    table = _table().drop(columns="diagonal_mm")
+    table.attrs["diagonal_mm"] = dict.fromkeys("abcd", 100.0)
+    expected = _row(describe(table), "hd95_mm", 2)["mean"]
+    assert expected == pytest.approx((5 + 100 + 6) / 3)
+    table.to_csv(tmp_path / "cases.csv", index=False)
+    grids = {case: {"diagonal_mm": 100.0} for case in "abcd"}
+    (tmp_path / "summary.json").write_text(json.dumps({"grids": grids}))
+    assert _row(describe(load_table(tmp_path)), "hd95_mm", 2)["mean"] == expected
 
 
 def test_differences_count_by_their_size():
