@@ -27,6 +27,7 @@ def load_table(source: pd.DataFrame | str | Path, side: str = "table") -> pd.Dat
     else:
         file = Path(source) / "cases.csv" if Path(source).is_dir() else Path(source)
         table = _read_cases(file)
+        table.attrs["diagonal_mm"] = _diagonals(file.with_name("summary.json"))
     lacking = [column for column in ("case", "label", "name", "dice") if column not in table]
     if lacking:
         raise InputError(
@@ -95,6 +96,15 @@ def check_same_cases(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> No
                 f"the evaluations cover different cases: {name} lacks {', '.join(shown)}{more}",
                 remedy="Evaluate all on the same references with the same labels",
             )
+
+
+def _diagonals(summary: Path) -> dict[str, float]:
+    """Return the images' diagonals by case that `summary.json` records under `grids`; none where it is absent."""
+    if not summary.is_file():
+        return {}
+    record = read_json(summary)
+    grids = record.get("grids", {}) if isinstance(record, dict) else {}
+    return {str(case): float(grid["diagonal_mm"]) for case, grid in grids.items() if grid.get("diagonal_mm")}
 
 
 def _read_cases(file: Path) -> pd.DataFrame:

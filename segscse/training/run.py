@@ -39,6 +39,7 @@ from segscse.training.clock import RunClock
 from segscse.training.display import run_html
 from segscse.training.module import SegModule
 from segscse.training.signals import StopRequest
+from segscse.training.tensorboard import ValidationPictures
 from segscse.types import Progress
 
 # What a run leaves before its first checkpoint.
@@ -161,7 +162,7 @@ def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
     keeper = _keeper(setup, clock, arguments, ema)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
-    trainer = _trainer(setup, [*([ema] if ema else []), keeper, RunProgress(clock, console)])
+    trainer = _trainer(setup, [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)])
     module = SegModule(network, plan, config.optim, clock)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     try:
