@@ -13,6 +13,7 @@ from segscse.data.network_grid import Prepared, prepare_files, preprocess_array
 from segscse.data.plan import Plan
 from segscse.errors import InputError
 from segscse.hardware import autocast, pick_device, pick_precision
+from segscse.inference.manifest import folder_digest
 from segscse.inference.model_folder import find_model, load_model
 from segscse.inference.segment import Member, Options, Segmentation, segment
 from segscse.inference.sliding_window import mirrored, predict_volume, tensor_axes
@@ -102,6 +103,12 @@ class Predictor(Segmenter):
         self.mirror = mirror
         self.precision = pick_precision(_trained_precision(provenance), device)
         self.network = network_to_channels_last(network.eval().to(device), plan.spatial_dims)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the logits: the model folder's content and how it is run."""
+        model = None if self.folder is None else folder_digest(self.folder)
+        return {"model": model, "mirror": self.mirror, "precision": self.precision}
 
     def evaluate(self, windows: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K, *window)` of windows `(B, C, *window)`, averaged over mirroring when asked for."""

@@ -61,14 +61,16 @@ class Confidence:
         place = [slice(None)] * 3
         place[self.axis] = slice(self.done, rows.stop)
         self.numbers[tuple(place)] = fresh[0].cpu().numpy()
-        values = rows.values.narrow(along, carried, rows.stop - self.done)
-        for counter, chosen, measure in (
-            (self.foreground, fresh[0] > 0, _largest),
-            (self.border, fresh[1], _entropy),
-        ):
-            if count := int(chosen.sum()):
-                counter[0] += count
-                counter[1] += float(measure(values[:, chosen].softmax(dim=0)).sum(dtype=torch.float64))
+        for row in range(rows.stop - self.done):  # a row at a time, so that no copy of the slab is made
+            values = rows.values.select(along, carried + row)
+            for counter, mask, measure in (
+                (self.foreground, fresh[0] > 0, _largest),
+                (self.border, fresh[1], _entropy),
+            ):
+                chosen = mask.select(self.axis, row)
+                if count := int(chosen.sum()):
+                    counter[0] += count
+                    counter[1] += float(measure(values[:, chosen].softmax(dim=0)).sum(dtype=torch.float64))
         self.done = rows.stop
 
 

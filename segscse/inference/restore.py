@@ -57,21 +57,21 @@ class Canvas:
 
     Attributes:
         labels: `(X, Y, Z)`, in the integer type of the ids.
+        counts: voxels per class.
         probabilities: `(X, Y, Z, K)`, or None when not asked for.
         uncertainty: `(X, Y, Z)`, entropy of the (mean) probabilities over log K, in [0, 1]; or None.
         disagreement: `(X, Y, Z)`, how much of the entropy is the members' disagreement: entropy of the mean minus mean
             of the entropies, over log K (Houlsby et al. 2011, arXiv:1112.5745); or None.
-        counts: voxels per class.
         disputed: voxels whose label not every member gives.
 
     Floating-point arrays get values as they are, `uint8` ones the nearest multiple of 1/255.
     """
 
     labels: np.ndarray
-    probabilities: np.ndarray | None
-    uncertainty: np.ndarray | None
-    disagreement: np.ndarray | None
     counts: np.ndarray
+    probabilities: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+    disagreement: np.ndarray | None = None
     disputed: int = 0
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,11 @@ class Member(Protocol):
     plan: Plan
     device: torch.device
     provenance: Mapping[str, Any]
+
+    @property
+    def identity(self) -> Any:
+        """What decides the member's logits, as a JSON-ready value."""
+        ...
 
     def evaluate(self, windows: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K, *window)` of windows `(B, C, *window)` on the member's device."""
@@ -63,8 +69,8 @@ class Segmentation:
         source: the scan.
         uncertainty: `(X, Y, Z)`, entropy of the probabilities over log K, in [0, 1], when asked for.
         disagreement: `(X, Y, Z)`, the part of it that the members of an ensemble disagree about, likewise.
-        quality: the case's row of `quality.csv`; see `segscse.inference.quality`.
         windows: numbers of windows evaluated and left out.
+        measure: works out `quality`.
     """
 
     array: np.ndarray
@@ -74,8 +80,12 @@ class Segmentation:
     source: Volume
     uncertainty: np.ndarray | None = None
     disagreement: np.ndarray | None = None
-    quality: Mapping[str, Any] = field(default_factory=dict)
     windows: tuple[int, int] = (0, 0)
+    measure: Callable[[], dict[str, Any]] = dict
+
+    def quality(self) -> dict[str, Any]:
+        """Return the case's row of `quality.csv`; see `segscse.inference.quality`."""
+        return self.measure()
 
     def save(self, path: str | Path) -> None:
         """Write the label map as NIfTI with the scan's affine, transform codes and units, atomically."""
@@ -131,11 +141,10 @@ def segment(
     ids = as_labels(np.array(plan.label_ids))
     labels = np.zeros(tuple(source.array.shape[:3]), ids.dtype, order="F")
     maps = _maps(labels.shape, len(ids), options, len(members), allocate or _in_memory)
-    canvas = Canvas(
-        labels=to_canonical(labels, source.affine)[0],
-        **{name: None if array is None else to_canonical(array, source.affine)[0] for name, array in maps.items()},
-        counts=np.zeros(len(ids), np.int64),
-    )
+    views = {
+        name: None if array is None else to_canonical(array, source.affine)[0] for name, array in maps.items()
+    }
+    canvas = Canvas(to_canonical(labels, source.affine)[0], np.zeros(len(ids), np.int64), **views)
     confidences = [Confidence(sweep.axis, np.zeros(sweep.shape, _number_type(len(ids)))) for sweep in sweeps]
     streams = [
         _stream(member, case, sweep, confidence, options, counter)
@@ -144,10 +153,14 @@ def segment(
     draw(streams, [output_grid(case) for case in prepared], sweeps[0].axis, ids, canvas)
     volumes = members[0].provenance.get("label_volumes_ml", {})
     disputed = canvas.disputed if len(members) > 1 else None
-    quality = case_quality(confidences, canvas.counts, disputed, plan, source.affine, volumes)
-    windows = (counter.evaluated, counter.left_out)
     return Segmentation(
-        labels, source.affine, dict(plan.labels), **maps, source=source, quality=quality, windows=windows
+        labels,
+        source.affine,
+        dict(plan.labels),
+        **maps,
+        source=source,
+        windows=(counter.evaluated, counter.left_out),
+        measure=partial(case_quality, confidences, canvas.counts, disputed, plan, source.affine, volumes),
     )
 
 

@@ -95,7 +95,7 @@ def test_slices_are_predicted_as_images_of_their_own(slice_axis):
 
 
 def test_agrees_with_monais_where_windows_and_weights_are_the_same():
-    """Where whole steps cover the extents both place windows alike; the weights are handed over, MONAI's have a floor."""
+    """Where whole steps cover the extents both place windows alike; MONAI's own weights have a floor."""
     torch.manual_seed(0)
     x = torch.rand(1, 1, 17, 13, 9)
     ramp = torch.linspace(0, 1, 9)[:, None, None] + torch.linspace(0, 2, 9)[None, :, None]
