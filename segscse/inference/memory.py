@@ -255,4 +255,4 @@ class _LiveBytes:
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.0f} MB"

@@ -141,9 +141,7 @@ def segment(
     ids = as_labels(np.array(plan.label_ids))
     labels = np.zeros(tuple(source.array.shape[:3]), ids.dtype, order="F")
     maps = _maps(labels.shape, len(ids), options, len(members), allocate or _in_memory)
-    views = {
-        name: None if array is None else to_canonical(array, source.affine)[0] for name, array in maps.items()
-    }
+    views = {name: None if array is None else to_canonical(array, source.affine)[0] for name, array in maps.items()}
     canvas = Canvas(to_canonical(labels, source.affine)[0], np.zeros(len(ids), np.int64), **views)
     confidences = [Confidence(sweep.axis, np.zeros(sweep.shape, _number_type(len(ids)))) for sweep in sweeps]
     streams = [
