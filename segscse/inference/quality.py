@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from segscse.data.geometry import spacing_of
 from segscse.data.plan import Plan
 from segscse.files import write_text
+from segscse.inference.restore import largest_class
 from segscse.inference.sliding_window import Rows
 
 # A case is worth a look below this mean probability of its own labels,
@@ -55,7 +55,7 @@ class Confidence:
         """Take in rows that have just been finished; call it once a step."""
         along = self.axis + 1
         carried = self.done - rows.first
-        classes = rows.values.argmax(dim=0)
+        classes = largest_class(rows.values)
         beside = _beside_another(classes)
         fresh = [item.narrow(self.axis, carried, rows.stop - self.done) for item in (classes, beside)]
         place = [slice(None)] * 3
@@ -116,6 +116,8 @@ def case_quality(
 
 def components(numbers: np.ndarray, n_classes: int) -> list[int]:
     """Return how many pieces each class has; voxels that touch at a corner are one piece. Background counts none."""
+    from scipy import ndimage  # takes a quarter of a second, which the network need not wait for
+
     found = [0] * n_classes
     for number, box in enumerate(ndimage.find_objects(numbers, n_classes - 1), start=1):
         if box is not None:

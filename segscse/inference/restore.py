@@ -108,6 +108,14 @@ def draw(
         done = stop
 
 
+def largest_class(values: torch.Tensor) -> torch.Tensor:
+    """Return the number of the largest of K values `(K, ...)`, the first of equal ones.
+
+    On a CPU `max` takes a tenth of the time of `argmax` along the first axis when classes are few.
+    """
+    return values.max(dim=0).indices
+
+
 class _Block:
     """The logits of one member that a tile of the output is interpolated from."""
 
@@ -143,7 +151,7 @@ def _draw_tile(blocks: Sequence[_Block], box: tuple[slice, ...], ids: np.ndarray
     if not canvas.dense and all(found == candidates[0][:1] for found in candidates):
         numbers = np.full(shape, candidates[0][0], np.int64)
     elif not canvas.dense and len(blocks) == 1:
-        chosen = blocks[0].interpolated(candidates[0]).argmax(dim=0).cpu().numpy()
+        chosen = largest_class(blocks[0].interpolated(candidates[0])).cpu().numpy()
         numbers = np.array(candidates[0])[chosen]
     else:
         numbers = _draw_dense(blocks, box, canvas)
@@ -158,9 +166,9 @@ def _draw_dense(blocks: Sequence[_Block], box: tuple[slice, ...], canvas: Canvas
     probabilities = [values.softmax(dim=0) for values in members]
     mean = probabilities[0] if len(members) == 1 else torch.stack(probabilities).mean(dim=0)
     # Of a single member the logits decide, as where probabilities are not needed: they have fewer ties.
-    numbers = (members[0] if len(members) == 1 else mean).argmax(dim=0)
+    numbers = largest_class(members[0] if len(members) == 1 else mean)
     if len(members) > 1:
-        agree = torch.stack([values.argmax(dim=0) == numbers for values in members]).all(dim=0)
+        agree = torch.stack([largest_class(values) == numbers for values in members]).all(dim=0)
         canvas.disputed += int((_within(~agree.cpu().numpy(), blocks, False)).sum())
     scale = 1 / log(mean.shape[0])
     if canvas.uncertainty is not None or canvas.disagreement is not None:

@@ -1,12 +1,12 @@
 """A CT of 512 x 512 x 400 with 41 classes at 1.5 mm: seconds and peak memory, beside MONAI's sliding window.
 
-The CT is made by resampling the spleen scan of the shared data along its slices. Each contender runs in a process of its
-own, reads the file and writes the label map. MONAI goes through `sliding_window_inference` and then either `logits`
+The CT is made by resampling the spleen scan of the shared data along its slices. Each contender reads the file and
+writes the label map in a process of its own. MONAI goes through `sliding_window_inference` and then either `logits`
 (class logits resampled linearly to the scan's grid, as segscse does) or `labels` (largest logit first, then nearest
 neighbour: less memory, coarser borders). The weights are random; `--network tiny` is a single convolution, which leaves
 the machinery around the network.
 
-Run: python tests/benchmarks/bench_predict_memory.py --shared DIR [--network tiny|unet] [--shape 512 512 400] [--json FILE]
+Run: python tests/benchmarks/bench_predict_memory.py --shared DIR [--network tiny|unet] [--json FILE]
 """
 
 import argparse
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SPLEEN = "msd_spleen/sub-spleen2/ct"
+SPLEEN = "msd_spleen/imagesTr/spleen_8.nii.gz"
 CONTENDERS = ("segscse", "monai-labels", "monai-logits")
 N_CLASSES = 41
 SPACING_MM = 1.5
@@ -29,7 +29,7 @@ def make_ct(shared, shape, path):
     import numpy as np
     from scipy.ndimage import zoom
 
-    source = nib.load(next((shared / SPLEEN).rglob("*.nii*")))
+    source = nib.load(shared / SPLEEN)
     array = np.asarray(source.dataobj)[: shape[0], : shape[1]].astype(np.float32)
     factor = shape[2] / array.shape[2]
     voxels = np.rint(zoom(array, (1, 1, factor), order=1)).astype(np.int16)
@@ -176,7 +176,7 @@ def main():
         for name in arguments.contenders:
             start = time.perf_counter()
             command = [sys.executable, __file__, "--child", name, *options]
-            process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            process = subprocess.run(command, capture_output=True, text=True)
             if process.returncode:
                 results[name] = {"failed": (process.stderr.strip().splitlines() or [f"exit {process.returncode}"])[-1]}
             else:
