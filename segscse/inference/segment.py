@@ -142,7 +142,13 @@ def segment(
     labels = np.zeros(tuple(source.array.shape[:3]), ids.dtype, order="F")
     maps = _maps(labels.shape, len(ids), options, len(members), allocate or _in_memory)
     views = {name: None if array is None else to_canonical(array, source.affine)[0] for name, array in maps.items()}
-    canvas = Canvas(to_canonical(labels, source.affine)[0], np.zeros(len(ids), np.int64), **views)
+    canvas = Canvas(
+        to_canonical(labels, source.affine)[0],
+        np.zeros(len(ids), np.int64),
+        views["probabilities"],
+        views["uncertainty"],
+        views["disagreement"],
+    )
     confidences = [Confidence(sweep.axis, np.zeros(sweep.shape, _number_type(len(ids)))) for sweep in sweeps]
     streams = [
         _stream(member, case, sweep, confidence, options, counter)
