@@ -195,29 +195,55 @@ def predict(
     /,
     *,
     out: Path,
+    ensemble: Annotated[list[Path] | None, Parameter(negative="")] = None,
     tta: bool = False,
     probabilities: bool = False,
+    uncertainty: bool = False,
+    foreground_only: bool = False,
+    resume: bool = False,
+    memory: str | None = None,
     device: Device = "auto",
 ) -> int:
     """Segment scans; label maps come back on each scan's own grid.
+
+    Beside them go quality.csv, which says which cases to look at first, and predictions.json for --resume.
 
     Args:
         model: Run folder or model folder.
         inputs: Images, folders of images, or CSV files (case,image[,image2...]).
         out: Folder for the label maps, <case>.nii.gz.
+        ensemble: A further run or model whose probabilities are averaged with the first's; may be given repeatedly.
         tta: Average over mirrored inputs: better by a little, up to 8 times slower.
-        probabilities: Also write probabilities/<case>.nii.gz, (X, Y, Z, label) float32.
+        probabilities: Also write probabilities/<case>.nii.gz, (X, Y, Z, label) in steps of 1/255.
+        uncertainty: Also write uncertainty/<case>.nii.gz, the entropy of every voxel between 0 and 1, and with an
+            ensemble disagreement/<case>.nii.gz, the part of it that its members disagree about.
+        foreground_only: Leave out windows that hold nothing but background air; no other voxel changes by it.
+        resume: Leave out cases whose label map is there, made from the same scan, model and settings.
+        memory: Limit such as 4GB, which the batch and the rows that are open at once are chosen for.
         device: Where to run.
     """
-    from segscse.inference.predictor import load, predict_files
+    from segscse.inference.memory import parse_bytes
+    from segscse.inference.pipeline import predict_files
+    from segscse.inference.predictor import Ensemble, load
+    from segscse.inference.segment import Options
 
-    predictor = load(model, device=device, mirror=tta)
+    limit = None if memory is None else parse_bytes(memory)
+    models = [load(folder, device=device, mirror=tta) for folder in (model, *(ensemble or ()))]
+    predictor = models[0] if len(models) == 1 else Ensemble(models)
+    options = Options(probabilities=probabilities, uncertainty=uncertainty, foreground_only=foreground_only)
     with _bar(_console(), "predicting") as progress:
-        written, failures = predict_files(predictor, inputs, out, probabilities=probabilities, progress=progress)
-    for failure in failures:
+        outcome = predict_files(
+            predictor, inputs, out, options=options, resume=resume, memory=limit, say=_say, progress=progress
+        )
+    for failure in outcome.failures:
         sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
-    _say(f"{len(written)} label maps in {out}" + (f", {len(failures)} cases failed" if failures else ""))
-    return 2 if failures else 0
+    if foreground_only:
+        _say(f"left out {outcome.windows[1]} of {sum(outcome.windows)} windows as background")
+    parts = [f"{len(outcome.written)} label maps in {out}"]
+    parts += [f"{len(outcome.verified)} more verified"] if resume else []
+    parts += [f"{len(outcome.failures)} cases failed"] if outcome.failures else []
+    _say(", ".join(parts))
+    return 2 if outcome.failures else 0
 
 
 @app.command

@@ -13,7 +13,8 @@ from segscse.data.phantom import make_phantom_dataset
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
-from segscse.inference.predictor import load, predict_files
+from segscse.inference.pipeline import predict_files
+from segscse.inference.predictor import load
 from segscse.training.run import train_run
 
 # Small enough for two cores and two minutes; a study would take the defaults.

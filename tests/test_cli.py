@@ -230,8 +230,28 @@ class TestPredict:
         (tmp_path / "in" / "s0.nii.gz").write_bytes(b"\x1f\x8bbroken")
         line = _refused(capsys, "predict", trained.folder, tmp_path / "in", "--out", tmp_path / "out")
         assert "s0" in line
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["s1.nii.gz"]
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"s1.nii.gz", "quality.csv", "predictions.json"}
         assert set(np.unique(np.asarray(nib.load(tmp_path / "out" / "s1.nii.gz").dataobj))) <= {0, 2, 5}
+
+    def test_options_of_a_prediction_come_together(self, trained, tmp_path, capsys):
+        write_volume(tmp_path / "in" / "s0.nii.gz", tiny_case(0)[0], np.eye(4))
+        out = tmp_path / "out"
+        arguments = ["predict", str(trained.folder), str(tmp_path / "in"), "--out", str(out), "--device", "cpu"]
+        arguments += ["--ensemble", str(trained.folder / "model"), "--uncertainty", "--foreground-only"]
+        assert run([*arguments, "--memory", "20GB"]) == 0
+        said = capsys.readouterr().out
+        assert "memory: at most about" in said
+        assert "left out 0 of" in said
+        assert {path.name for path in out.iterdir()} >= {"s0.nii.gz", "uncertainty", "disagreement", "quality.csv"}
+        assert run([*arguments, "--resume"]) == 0
+        assert "0 label maps" in (said := capsys.readouterr().out)
+        assert "1 more verified" in said
+
+    def test_a_limit_that_is_too_small_is_one_line(self, trained, dataset, tmp_path, capsys):
+        arguments = ["predict", trained.folder, dataset / "imagesTr", "--out", tmp_path / "out", "--memory"]
+        assert "Give at least --memory" in _refused(capsys, *arguments, "5MB")
+        assert "must be a size" in _refused(capsys, *arguments, "little")
+        assert not (tmp_path / "out").exists()
 
     def test_no_model_there(self, dataset, tmp_path, capsys):
         line = _refused(capsys, "predict", tmp_path, dataset / "imagesTr", "--out", tmp_path / "out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Fingerprint:
         cases: case ids, sorted; `shapes` and `spacings_mm` follow their order, axes as in RAS.
         labels: id to name, background first, as they stand in the files.
         label_voxels: voxels per label id over the data set.
+        label_volumes_ml: smallest and largest volume of each foreground label among the cases that have it.
         channels: one entry per image channel.
         content: digest over the voxels of all images and over the label counts.
     """
@@ -49,6 +50,7 @@ class Fingerprint:
     label_voxels: Mapping[int, int]
     channels: tuple[ChannelStats, ...]
     content: str
+    label_volumes_ml: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready value."""
@@ -59,9 +61,12 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
     """Sum up the facts of all cases; `facts` must not be empty."""
     facts = sorted(facts, key=lambda fact: fact.case)
     voxels: dict[int, int] = {}
+    volumes: dict[int, list[float]] = {}
     for fact in facts:
         for label, count in fact.label_counts.items():
             voxels[label] = voxels.get(label, 0) + count
+            if label and count:
+                volumes.setdefault(label, []).append(count * float(np.prod(fact.spacing_mm)) / 1000)
     labels = dict(index.labels)
     if not labels:
         labels = {label: f"label_{label}" for label in voxels} | {0: "background"}
@@ -76,6 +81,7 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
         label_voxels=dict(sorted(voxels.items())),
         channels=tuple(_channel_stats(number, name, facts) for number, name in enumerate(names)),
         content=content,
+        label_volumes_ml={label: (min(found), max(found)) for label, found in sorted(volumes.items())},
     )
 
 

@@ -160,6 +160,13 @@ def write_image(path: str | Path, array: np.ndarray, like: Volume) -> None:
     The affine, the qform and sform codes and the units are `like`'s; descriptions and extensions, which may
     name a patient, are not copied.
     """
+    image = nifti_like(array, like)
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+
+
+def nifti_like(array: np.ndarray, like: Volume) -> nib.Nifti1Image:
+    """Return voxels `(X, Y, Z)` or `(X, Y, Z, C)` as an image on the grid of `like`, as `write_image` writes it."""
     header = nib.Nifti1Header()
     header.set_data_dtype(array.dtype)
     image = nib.Nifti1Image(array, like.affine, header)
@@ -169,8 +176,7 @@ def write_image(path: str | Path, array: np.ndarray, like: Volume) -> None:
         image.set_sform(like.affine, 1)
         image.set_qform(like.affine, 1)
         image.header.set_xyzt_units("mm")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+    return image
 
 
 def _copy_geometry(image: nib.Nifti1Image, source: nib.Nifti1Header) -> None:

@@ -1,9 +1,8 @@
-"""From files to network input: MONAI transforms that load, orient, crop, resample and normalise as a plan says."""
+"""From files to training cases: MONAI transforms that load, orient, crop, resample and normalise as a plan says."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,32 +19,16 @@ from monai.transforms import (
     Spacingd,
 )
 
-from segscse.data.examine import intensity_problem, read_channels
-from segscse.data.geometry import affine_problem, orthogonal
+from segscse.data.examine import read_channels
+from segscse.data.geometry import orthogonal
 from segscse.data.io import Volume, read_labels
+from segscse.data.network_grid import Prepared, check_channels, normalise
 from segscse.data.plan import Normalisation, Plan
 from segscse.errors import InputError
 
 # Goes into the key of cached cases: raise it when the result of `preprocess` changes.
 PREPROCESSING_VERSION = 1
 CANONICAL = (("L", "R"), ("P", "A"), ("I", "S"))
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A case as the network sees it.
-
-    Attributes:
-        image: `(C, X, Y, Z)` float32, canonical orientation, at the plan's spacing, normalised.
-        label: `(X, Y, Z)` output-channel numbers (not ids), or None.
-        affine: `(4, 4)` of this grid, RAS mm.
-        source: the first file's volume; its grid and header are the way back.
-    """
-
-    image: torch.Tensor
-    label: torch.Tensor | None
-    affine: np.ndarray
-    source: Volume
 
 
 class ChannelReader(ImageReader):
@@ -112,15 +95,6 @@ class Normalised(MapTransform):
         return out
 
 
-def normalise(channel: torch.Tensor, scheme: Normalisation) -> torch.Tensor:
-    """Return one channel normalised; a constant image becomes zero."""
-    if scheme.scheme == "ct":
-        return (channel.clamp(scheme.low, scheme.high) - scheme.mean) / max(scheme.std, 1e-8)
-    mean = channel.mean(dtype=torch.float64)
-    std = (channel.double() - mean).square().mean().sqrt()
-    return ((channel - mean) / std.clamp(min=1e-8)).to(channel.dtype)
-
-
 def preprocessing(plan: Plan, *, with_label: bool) -> Compose:
     """Return the transforms that make a loaded `{"image", "label"}` ready for the network."""
     keys = ["image", "label"] if with_label else ["image"]
@@ -149,45 +123,6 @@ def preprocess(images: Sequence[Path], label: Path | None, plan: Plan) -> Prepar
         data["label"] = _load(str(label), LabelReader(plan))
     assert reader.source is not None  # it has read the image
     return _run(data, reader.source, plan)
-
-
-def preprocess_array(array: np.ndarray, affine: np.ndarray, plan: Plan) -> Prepared:
-    """Bring an image in memory to the plan's grid and intensities; `array` is left as it is.
-
-    Args:
-        array: `(X, Y, Z)` or `(X, Y, Z, C)`.
-        affine: `(4, 4)`, RAS mm.
-        plan: spacing and normalisation.
-
-    Raises:
-        InputError: the array or the affine cannot be used.
-    """
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise InputError(f"an image must be (X, Y, Z) or (X, Y, Z, C), got shape {array.shape}")
-    if affine.shape != (4, 4) or affine_problem(affine):
-        raise InputError(f"the affine cannot be used: {affine_problem(affine) or affine.shape}")
-    channels = np.moveaxis(array if array.ndim == 4 else array[..., None], -1, 0)
-    source = Volume(array, affine)
-    # A copy, so that no transform writes into the caller's array.
-    copied = np.array(check_channels(channels, source, plan), np.float32, order="C")
-    return _run({"image": MetaTensor(torch.from_numpy(copied), affine=torch.tensor(orthogonal(affine)))}, source, plan)
-
-
-def check_channels(channels: np.ndarray, source: Volume, plan: Plan) -> np.ndarray:
-    """Return `(C, X, Y, Z)` channels that the plan's network can take.
-
-    Raises:
-        InputError: their number is another, or their intensities are not finite in 32 bits.
-    """
-    if len(channels) != len(plan.normalisation):
-        raise InputError(
-            f"the image has {len(channels)} channels, the plan has {len(plan.normalisation)}",
-            file=source.path,
-            remedy="Give all channels of the case, in the plan's order",
-        )
-    if problem := intensity_problem(channels):
-        raise InputError(problem, file=source.path, remedy="Replace those voxels")
-    return channels
 
 
 def _load(files: str | list[str], reader: ImageReader) -> MetaTensor:

@@ -3,53 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from segscse.data.index import find_inputs
-from segscse.data.io import Volume, as_labels, write_image
+from segscse.data.network_grid import Prepared, prepare_files, preprocess_array
 from segscse.data.plan import Plan
-from segscse.data.transforms import Prepared, preprocess, preprocess_array
 from segscse.errors import InputError
 from segscse.hardware import autocast, pick_device, pick_precision
-from segscse.inference.model_folder import load_model
-from segscse.inference.restore import restore, restore_probabilities
-from segscse.inference.sliding_window import predict_volume
+from segscse.inference.manifest import folder_digest
+from segscse.inference.model_folder import find_model, load_model
+from segscse.inference.segment import Member, Options, Segmentation, segment
+from segscse.inference.sliding_window import mirrored, predict_volume, tensor_axes
 from segscse.nets.build import build_unet
 from segscse.nets.dims import channels_last, network_to_channels_last
-from segscse.types import Progress
 
 ArrayImage = tuple[np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True, slots=True)
-class Segmentation:
-    """A label map on the scan's own grid.
+class Segmenter:
+    """What a single network and an ensemble have in common: scans in, label maps out.
 
-    Attributes:
-        array: label ids `(X, Y, Z)` in the smallest integer type that holds them.
-        affine: `(4, 4)`, RAS mm, as the scan's.
-        labels: id to name.
-        probabilities: `(X, Y, Z, K)` in the order of `labels`, when asked for.
-        source: the scan.
+    Args:
+        members: networks with the same labels and channels.
     """
 
-    array: np.ndarray
-    affine: np.ndarray
-    labels: Mapping[int, str]
-    probabilities: np.ndarray | None
-    source: Volume
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = tuple(members)
+        self.plan = members[0].plan
 
-    def save(self, path: str | Path) -> None:
-        """Write the label map as NIfTI with the scan's affine, transform codes and units, atomically."""
-        write_image(path, self.array, self.source)
+    def predict(
+        self,
+        image: str | Path | Sequence[str | Path] | ArrayImage,
+        *,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        foreground_only: bool = False,
+    ) -> Segmentation:
+        """Segment one scan on its own grid.
+
+        Args:
+            image: a file, the channel files of a case, or `(array, affine)` with `(X, Y, Z)` or `(X, Y, Z, C)` voxels
+                and a `(4, 4)` RAS affine in mm.
+            probabilities: also return the class probabilities, `(X, Y, Z, K)` float32.
+            uncertainty: also return the entropy of every voxel and, of an ensemble, the members' disagreement.
+            foreground_only: leave out windows of nothing but background air.
+
+        Raises:
+            InputError: the scan cannot be used or has other channels than the model.
+        """
+        options = Options(probabilities=probabilities, uncertainty=uncertainty, foreground_only=foreground_only)
+        return segment(self.members, self.prepare(image), options)
+
+    def prepare(self, image: str | Path | Sequence[str | Path] | ArrayImage) -> list[Prepared]:
+        """Return a scan on each member's grid; members that prepare alike share it.
+
+        Raises:
+            InputError: the scan cannot be used or has other channels than the model.
+        """
+        plans = {member.plan.key: member.plan for member in self.members}
+        if isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], np.ndarray):
+            array, affine = image[0], np.asarray(image[1], np.float64)
+            made = {key: preprocess_array(array, affine, plan) for key, plan in plans.items()}
+        else:
+            files = [image] if isinstance(image, (str, Path)) else list(image)
+            made = prepare_files([Path(str(file)) for file in files], plans)
+        return [made[member.plan.key] for member in self.members]
 
 
-class Predictor:
+class Predictor(Segmenter):
     """Segments scans with a trained network.
 
     Args:
@@ -58,6 +82,7 @@ class Predictor:
         provenance: what the training run recorded.
         device: where to run.
         mirror: average over mirrored inputs (test-time augmentation); 8 times the work in 3D.
+        folder: the model folder that it comes from.
     """
 
     def __init__(
@@ -68,58 +93,74 @@ class Predictor:
         provenance: Mapping[str, Any],
         device: torch.device,
         mirror: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self.plan = plan
+        self.members = (self,)
+        self.folder = folder
         self.provenance = provenance
         self.device = device
         self.mirror = mirror
         self.precision = pick_precision(_trained_precision(provenance), device)
         self.network = network_to_channels_last(network.eval().to(device), plan.spatial_dims)
 
-    def predict(
-        self, image: str | Path | Sequence[str | Path] | ArrayImage, *, probabilities: bool = False
-    ) -> Segmentation:
-        """Segment one scan.
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the logits: the model folder's content and how it is run."""
+        model = None if self.folder is None else folder_digest(self.folder)
+        return {"model": model, "mirror": self.mirror, "precision": self.precision}
 
-        Args:
-            image: a file, a list of channel files, or `(array, affine)` with `(X, Y, Z)` or `(X, Y, Z, C)` voxels
-                and a `(4, 4)` RAS affine in mm.
-            probabilities: also return the class probabilities.
-
-        Raises:
-            InputError: the scan cannot be used or has other channels than the model.
-        """
-        prepared = self._prepare(image)
-        logits = self.logits(prepared.image)
-        kept = None
-        if probabilities:
-            numbers, kept = restore_probabilities(logits, prepared)
-            ids = np.array(self.plan.label_ids)[numbers]
-        else:
-            ids = restore(logits, prepared, self.plan.label_ids)
-        source = prepared.source
-        return Segmentation(as_labels_of(ids, self.plan), source.affine, dict(self.plan.labels), kept, source)
+    def evaluate(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(B, K, *window)` of windows `(B, C, *window)`, averaged over mirroring when asked for."""
+        axes = tensor_axes(self.plan.mirror_axes, self.plan.slice_axis) if self.mirror else []
+        with autocast(self.device, self.precision):
+            return mirrored(lambda x: self.network(channels_last(x)), axes)(windows)
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(K, X, Y, Z)` of a preprocessed image `(C, X, Y, Z)`."""
-        with autocast(self.device, self.precision):
-            return predict_volume(
-                image.to(self.device),
-                lambda windows: self.network(channels_last(windows)),
-                window=self.plan.patch_size,
-                slice_axis=self.plan.slice_axis,
-                mirror_axes=self.plan.mirror_axes if self.mirror else (),
-                batch_size=self.plan.batch_size,
-            )
+        """Return all logits `(K, X, Y, Z)` of a preprocessed image `(C, X, Y, Z)`, where they fit in memory."""
+        return predict_volume(
+            image.to(self.device),
+            self.evaluate,
+            window=self.plan.patch_size,
+            n_classes=len(self.plan.labels),
+            slice_axis=self.plan.slice_axis,
+            batch_size=self.plan.batch_size,
+        )
 
-    def _prepare(self, image: str | Path | Sequence[str | Path] | ArrayImage) -> Prepared:
-        if isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], np.ndarray):
-            prepared = preprocess_array(image[0], np.asarray(image[1], np.float64), self.plan)
-        else:
-            files = [image] if isinstance(image, (str, Path)) else list(image)
-            prepared = preprocess([Path(str(file)) for file in files], None, self.plan)
-        return prepared
+
+class Ensemble(Segmenter):
+    """Averages the probabilities of several trained networks, such as the folds of a cross-validation.
+
+    Each network takes the scan on its own grid, so patches and spacings may differ.
+
+    Args:
+        members: the networks.
+
+    Raises:
+        InputError: they differ in labels or channels.
+    """
+
+    def __init__(self, members: Sequence[Predictor]) -> None:
+        for member in members:
+            for name in ("labels", "channels"):
+                own, first = getattr(member.plan, name), getattr(members[0].plan, name)
+                if own != first:
+                    raise InputError(
+                        f"has the {name} {own}, the first model of the ensemble {first}",
+                        file=member.folder,
+                        remedy="Give models that were trained for the same task",
+                    )
+        super().__init__(members)
+
+
+def load_ensemble(paths: Sequence[str | Path], *, device: str = "auto", mirror: bool = False) -> Ensemble:
+    """Load several models as one whose probabilities are averaged; arguments as for `load`.
+
+    Raises:
+        InputError: as `load`, or the models differ in labels or channels.
+    """
+    return Ensemble([load(path, device=device, mirror=mirror) for path in paths])
 
 
 def load(path: str | Path, *, device: str = "auto", mirror: bool = False) -> Predictor:
@@ -145,67 +186,17 @@ def load(path: str | Path, *, device: str = "auto", mirror: bool = False) -> Pre
             file=path,
             remedy="Copy the model folder again",
         ) from error
-    return Predictor(network, model.plan, provenance=model.provenance, device=pick_device(device), mirror=mirror)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A case that could not be predicted, and why."""
-
-    case: str
-    reason: str
-
-
-def predict_files(
-    predictor: Predictor,
-    inputs: Sequence[Path],
-    out: Path,
-    *,
-    probabilities: bool = False,
-    progress: Progress | None = None,
-) -> tuple[list[Path], list[Failure]]:
-    """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
-
-    Probabilities go to `out/probabilities/<case>.nii.gz`, `(X, Y, Z, K)` float32.
-
-    Raises:
-        InputError: no inputs, or `out` is where the inputs lie.
-    """
-    cases = find_inputs(list(inputs), len(predictor.plan.channels))
-    _refuse_overwriting(cases, out)
-    written, failures = [], []
-    for done, (name, files) in enumerate(cases.items(), start=1):
-        try:
-            segmentation = predictor.predict(list(files), probabilities=probabilities)
-            segmentation.save(out / f"{name}.nii.gz")
-            if segmentation.probabilities is not None:
-                file = out / "probabilities" / f"{name}.nii.gz"
-                write_image(file, segmentation.probabilities, segmentation.source)
-            written.append(out / f"{name}.nii.gz")
-        except (InputError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError when memory runs out
-            reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-            failures.append(Failure(name, reason))
-        if progress is not None:
-            progress(done, len(cases))
-    return written, failures
+    return Predictor(
+        network,
+        model.plan,
+        provenance=model.provenance,
+        device=pick_device(device),
+        mirror=mirror,
+        folder=find_model(path),
+    )
 
 
 def _trained_precision(provenance: Mapping[str, Any]) -> Literal["auto", "bf16", "fp32"]:
     """Return `fp32` for a model that its maker asked to train in 32 bit, else `auto`."""
     train = provenance.get("config", {}).get("train", {})
     return "fp32" if train.get("precision") == "fp32" else "auto"
-
-
-def as_labels_of(ids: np.ndarray, plan: Plan) -> np.ndarray:
-    """Return ids in the type that all of the plan's labels need, so that every case of a model has the same."""
-    dtype = as_labels(np.array(plan.label_ids)).dtype
-    return ids.astype(dtype)
-
-
-def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
-    for files in cases.values():
-        for file in files:
-            if file.resolve().parent == out.resolve():
-                raise InputError(
-                    "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
-                )

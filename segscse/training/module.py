@@ -56,6 +56,7 @@ class SegModule(pl.LightningModule):
             batch["image"],
             self.forward,
             window=self.plan.patch_size,
+            n_classes=len(self.plan.labels),
             slice_axis=self.plan.slice_axis,
             batch_size=self.plan.batch_size,
         )

@@ -266,6 +266,7 @@ def _record(planned: PlannedDataset, split: Split, device: torch.device, precisi
         "training_cases": list(split.training),
         "validation_cases": list(split.validation),
         "fingerprint": planned.fingerprint.content,
+        "label_volumes_ml": {str(label): list(pair) for label, pair in planned.fingerprint.label_volumes_ml.items()},
     }
 
 

@@ -97,3 +97,10 @@ def test_very_many_intensities_are_thinned_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(fingerprint_module, "POOLED_SAMPLES", 100)
     channel = make_fingerprint(_index(tmp_path), [_fact("a", [np.arange(1000.0)], {1: 1000})]).channels[0]
     assert channel.mean == pytest.approx(np.arange(0, 1000, 10).mean())
+
+
+def test_the_range_of_volumes_is_over_the_cases_that_have_the_label(tmp_path):
+    facts = [_fact("a", [[1, 2]], {0: 9, 1: 4}), _fact("b", [[1, 2]], {0: 1, 1: 10, 2: 3}), _fact("c", [[1]], {0: 3})]
+    voxel_ml = np.prod(facts[0].spacing_mm) / 1000
+    volumes = make_fingerprint(_index(tmp_path), facts).label_volumes_ml
+    assert volumes == {1: pytest.approx((4 * voxel_ml, 10 * voxel_ml)), 2: pytest.approx((3 * voxel_ml, 3 * voxel_ml))}

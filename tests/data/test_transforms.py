@@ -6,8 +6,9 @@ import torch
 from volumes import TINY_AFFINE, TINY_SHAPE, tiny_case
 
 from segscse.data.io import Volume
+from segscse.data.network_grid import normalise, prepare_files, preprocess_array
 from segscse.data.plan import Normalisation
-from segscse.data.transforms import label_channels, normalise, preprocess, preprocess_array
+from segscse.data.transforms import label_channels, preprocess
 from segscse.errors import InputError
 
 TURN = np.radians(20)
@@ -253,7 +254,10 @@ class TestArrays:
         image = tiny_case(0)[0]
         path = make_volume(tmp_path / "a.nii.gz", image, OBLIQUE)
         plan = build_plan(spacing_mm=(1.0, 1.0, 2.0))
-        expected, prepared = preprocess([path], None, plan), preprocess_array(image, nib.load(path).affine, plan)
+        expected, prepared = (
+            prepare_files([path], {"a": plan})["a"],
+            preprocess_array(image, nib.load(path).affine, plan),
+        )
         assert torch.equal(prepared.image, expected.image)
         np.testing.assert_array_equal(prepared.affine, expected.affine)
         assert prepared.label is None

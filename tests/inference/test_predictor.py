@@ -9,7 +9,8 @@ from volumes import write_volume
 
 from segscse.data.plan import Normalisation
 from segscse.errors import InputError
-from segscse.inference.predictor import Predictor, Segmentation, load, predict_files
+from segscse.inference.predictor import Predictor, load
+from segscse.inference.segment import Segmentation
 
 CPU = torch.device("cpu")
 ORIENTATIONS = [
@@ -157,48 +158,6 @@ def test_mirroring_a_trained_network_changes_logits_but_not_the_grid(trained):
 def test_an_unknown_device_is_refused_with_those_there_are(trained):
     with pytest.raises(InputError, match=r"device 'tpu' is not available here; available: .*cpu"):
         load(trained.folder, device="tpu")
-
-
-class TestPredictFiles:
-    @pytest.fixture
-    def scans(self, tmp_path):
-        for index in range(3):
-            write_volume(tmp_path / "scans" / f"scan_{index}.nii.gz", tiny_case(index)[0], np.eye(4))
-        return tmp_path / "scans"
-
-    def test_a_bad_case_does_not_stop_the_others(self, scans, tmp_path):
-        good = (scans / "scan_1.nii.gz").read_bytes()
-        (scans / "scan_1.nii.gz").write_bytes(good[: len(good) // 2])
-        seen = []
-        written, failures = predict_files(
-            _predictor(), [scans], tmp_path / "out", progress=lambda done, total: seen.append((done, total))
-        )
-        assert [path.name for path in written] == ["scan_0.nii.gz", "scan_2.nii.gz"]
-        assert [failure.case for failure in failures] == ["scan_1"]
-        assert "cut short" in failures[0].reason
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scan_0.nii.gz", "scan_2.nii.gz"]
-        assert seen == [(1, 3), (2, 3), (3, 3)]
-
-    def test_probabilities_are_written_on_the_same_grid(self, scans, tmp_path):
-        predict_files(_predictor(), [scans / "scan_0.nii.gz"], tmp_path / "out", probabilities=True)
-        labels = nib.load(tmp_path / "out" / "scan_0.nii.gz")
-        probabilities = nib.load(tmp_path / "out" / "probabilities" / "scan_0.nii.gz")
-        assert probabilities.shape == (*labels.shape, 3)
-        np.testing.assert_array_equal(probabilities.affine, labels.affine)
-        np.testing.assert_array_equal(
-            np.array([0, 2, 5])[np.asarray(probabilities.dataobj).argmax(axis=-1)], np.asarray(labels.dataobj)
-        )
-
-    def test_the_folder_of_the_inputs_is_refused_as_output(self, scans):
-        before = {path: path.read_bytes() for path in scans.iterdir()}
-        for given in ([scans], [scans / "scan_0.nii.gz"]):
-            with pytest.raises(InputError, match="the output folder holds the inputs"):
-                predict_files(_predictor(), given, scans / ".." / "scans")
-        assert {path: path.read_bytes() for path in scans.iterdir()} == before
-
-    def test_nothing_to_predict_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="no images found"):
-            predict_files(_predictor(), [tmp_path], tmp_path / "out")
 
 
 def test_a_segmentation_is_a_frozen_value():

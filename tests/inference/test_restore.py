@@ -2,14 +2,48 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from naive import naive_restore
 from scipy.ndimage import map_coordinates
+from scipy.stats import entropy
 from tiny import tiny_plan
 
-from segscse.data.transforms import preprocess_array
+from segscse.data.geometry import to_canonical
+from segscse.data.network_grid import preprocess_array
 from segscse.inference import restore as module
-from segscse.inference.restore import restore, restore_probabilities
+from segscse.inference.restore import Canvas, draw, output_grid
+from segscse.inference.sliding_window import Rows
 
 IDS = (0, 2, 5)
+
+
+def _steps(logits, axis, step):
+    """Yield logits in steps of so many rows, as `stream_logits` does: in one buffer, the last row carried over."""
+    for start in range(0, logits.shape[axis + 1], step):
+        stop = min(start + step, logits.shape[axis + 1])
+        first = max(0, start - 1)
+        yield Rows(logits.narrow(axis + 1, first, stop - first).clone(), first, stop)
+
+
+def _drawn(members, prepared, axis=0, step=3, ids=IDS, **maps):
+    """Draw the logits of one case by several members; return the canvas with arrays in the scan's own order."""
+    affine, shape = prepared[0].source.affine, prepared[0].source.array.shape
+    own = {"labels": np.zeros(shape, np.uint8)}
+    own |= {name: np.zeros((*shape, *extra), dtype) for name, (extra, dtype) in maps.items()}
+    none = dict.fromkeys({"probabilities", "uncertainty", "disagreement"} - set(own))
+    turned = {name: to_canonical(array, affine)[0] for name, array in own.items()}
+    canvas = Canvas(**turned, **none, counts=np.zeros(len(ids), np.int64))
+    streams = [_steps(logits, axis, step) for logits in members]
+    draw(streams, [output_grid(case) for case in prepared], axis, np.array(ids, np.uint8), canvas)
+    return Canvas(**own, **none, counts=canvas.counts, disputed=canvas.disputed)
+
+
+def restore(logits, prepared, ids, axis=0, step=3):
+    return _drawn([logits], [prepared], axis, step, ids).labels
+
+
+def restore_probabilities(logits, prepared):
+    drawn = _drawn([logits], [prepared], probabilities=((len(logits),), np.float32))
+    return np.searchsorted(IDS, drawn.labels), drawn.probabilities
 
 
 def _image(shape, *, empty=0):
@@ -98,14 +132,90 @@ def test_what_was_cropped_as_empty_is_background_whatever_the_logits():
     assert (found == 5).sum() == np.prod(prepared.image.shape[1:])
 
 
-def test_slabs_make_no_difference(monkeypatch):
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("step", [1, 2, 50])
+@pytest.mark.parametrize("tile", [1, 2, 5, 32])
+def test_neither_steps_nor_tiles_make_a_difference(monkeypatch, axis, step, tile):
+    monkeypatch.setitem(module.TILE, "cpu", tile)
     prepared = preprocess_array(_image((9, 8, 7)), np.diag([1.4, 0.8, 1.0, 1.0]), tiny_plan())
+    torch.manual_seed(0)
     logits = torch.randn(3, *prepared.image.shape[1:])
-    whole = restore_probabilities(logits, prepared)
-    monkeypatch.setattr(module, "SLAB_ELEMENTS", 1)
-    in_slabs = restore_probabilities(logits, prepared)
-    np.testing.assert_array_equal(in_slabs[0], whole[0])
-    np.testing.assert_allclose(in_slabs[1], whole[1], atol=1e-6)
+    labels, probabilities = naive_restore(logits, prepared, IDS)
+    np.testing.assert_array_equal(restore(logits, prepared, IDS, axis, step), labels)
+    drawn = _drawn([logits], [prepared], axis, step, probabilities=((3,), np.float32))
+    np.testing.assert_array_equal(drawn.labels, labels)
+    np.testing.assert_allclose(drawn.probabilities, probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.6, 0.7), (1.0, 1.0, 1.0), (2.3, 0.8, 1.7)])
+def test_classes_left_out_of_a_tile_change_nothing(spacing):
+    """Smooth logits with many classes, so that few classes can win in a tile."""
+    prepared = preprocess_array(_image((40, 36, 30)), np.diag([*spacing, 1.0]), tiny_plan())
+    torch.manual_seed(0)
+    coarse = torch.randn(1, 20, 5, 4, 6)
+    logits = torch.nn.functional.interpolate(coarse, tuple(prepared.image.shape[1:]), mode="trilinear")[0]
+    ids = tuple(range(20))
+    labels, _ = naive_restore(logits, prepared, ids)
+    drawn = _drawn([logits], [prepared], 2, 4, ids)
+    np.testing.assert_array_equal(drawn.labels, labels)
+    np.testing.assert_array_equal(drawn.counts, np.bincount(labels.ravel(), minlength=20))
+
+
+def test_equal_logits_go_to_the_first_class():
+    prepared = preprocess_array(_image((6, 6, 6)), np.diag([0.7, 0.7, 0.7, 1.0]), tiny_plan())
+    assert (restore(torch.ones(3, *prepared.image.shape[1:]), prepared, IDS) == 0).all()
+
+
+class TestMembers:
+    def _case(self):
+        """Return logits of two members whose grids differ, and the case on both."""
+        image, affine = _image((12, 10, 14), empty=2), _oblique((1.2, 0.9, 1.5))
+        plans = [tiny_plan(), tiny_plan(spacing_mm=(1.7, 1.1, 0.8))]
+        prepared = [preprocess_array(image, affine, plan) for plan in plans]
+        torch.manual_seed(3)
+        return [2 * torch.randn(3, *case.image.shape[1:]) for case in prepared], prepared
+
+    @pytest.mark.parametrize("axis", [0, 1, 2])
+    def test_probabilities_are_averaged_on_the_scans_grid(self, axis):
+        logits, prepared = self._case()
+        single = [naive_restore(item, case, IDS) for item, case in zip(logits, prepared, strict=True)]
+        mean = (single[0][1] + single[1][1]) / 2
+        labels = np.array(IDS)[mean.argmax(axis=-1)]
+        plain = _drawn(logits, prepared, axis)
+        dense = _drawn(logits, prepared, axis, 2, probabilities=((3,), np.float32))
+        np.testing.assert_allclose(dense.probabilities, mean, atol=1e-5)
+        top = np.sort(mean, axis=-1)
+        clear = top[..., -1] - top[..., -2] > 1e-4
+        for found in (plain, dense):
+            np.testing.assert_array_equal(found.labels[clear], labels[clear])
+            differ = (single[0][0] != found.labels) | (single[1][0] != found.labels)
+            assert found.disputed == pytest.approx(differ.sum(), abs=int((~clear).sum()))
+
+    def test_alike_give_what_one_gives(self):
+        logits, prepared = self._case()
+        once, twice = _drawn(logits[:1], prepared[:1]), _drawn(logits[:1] * 2, prepared[:1] * 2)
+        np.testing.assert_array_equal(once.labels, twice.labels)
+        assert twice.disputed == 0
+
+    def test_uncertainty_is_the_entropy_and_disagreement_its_part_between_the_members(self):
+        logits, prepared = self._case()
+        single = [naive_restore(item, case, IDS)[1] for item, case in zip(logits, prepared, strict=True)]
+        mean = (single[0] + single[1]) / 2
+        maps = {"uncertainty": ((), np.float32), "disagreement": ((), np.float32)}
+        found = _drawn(logits, prepared, **maps)
+        whole = entropy(mean, axis=-1) / np.log(3)
+        np.testing.assert_allclose(found.uncertainty, whole, atol=1e-5)
+        own = np.mean([entropy(item, axis=-1) for item in single], axis=0) / np.log(3)
+        np.testing.assert_allclose(found.disagreement, whole - own, atol=1e-5)
+        assert found.disagreement.max() > 0.1
+        assert (found.uncertainty[0, 0, 0], found.disagreement[0, 0, 0]) == (0, 0)  # cropped as empty
+
+    def test_bytes_are_within_half_a_step_of_the_values(self):
+        logits, prepared = self._case()
+        exact = _drawn(logits, prepared, probabilities=((3,), np.float32))
+        coarse = _drawn(logits, prepared, probabilities=((3,), np.uint8))
+        np.testing.assert_array_equal(exact.labels, coarse.labels)
+        assert np.abs(exact.probabilities - coarse.probabilities / 255.0).max() <= 0.5 / 255 + 1e-6
 
 
 def test_an_axis_of_one_voxel_is_repeated():

@@ -81,6 +81,9 @@ class TestTheRunFolder:
         assert provenance["versions"]["torch"] == torch.__version__
         assert set(provenance["versions"]) >= {"segscse", "python", "monai", "numpy"}
         assert provenance["fingerprint"] == trained.planned.fingerprint.content
+        volumes = provenance["label_volumes_ml"]
+        assert set(volumes) == {"2", "5"}
+        assert all(0 < low <= high < 1 for low, high in volumes.values())
         assert set(provenance["training_cases"]) | set(provenance["validation_cases"]) == {
             f"case_{n}" for n in range(6)
         }

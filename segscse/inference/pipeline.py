@@ -1,0 +1,376 @@
+"""Folders in, folders out: the next case is read, and the last one written, while the network works on this one."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from segscse import __version__
+from segscse.data.geometry import canonical_grid, spacing_of
+from segscse.data.index import find_inputs
+from segscse.data.maps import write_map
+from segscse.data.network_grid import Prepared
+from segscse.errors import InputError, Interrupted
+from segscse.files import digest
+from segscse.inference.manifest import Manifest, digests
+from segscse.inference.memory import (
+    Estimate,
+    ScanSize,
+    estimate,
+    fit,
+    resident_bytes,
+    scan_size,
+    window_bytes,
+    with_estimate,
+)
+from segscse.inference.predictor import Segmenter
+from segscse.inference.quality import write_quality
+from segscse.inference.segment import Options, Segmentation, segment
+from segscse.types import Progress
+
+Item = TypeVar("Item")
+# Progress is counted in thousandths of a case, so that a single large scan moves the bar, too.
+PARTS = 1000
+# Maps beyond this size are drawn in a file and not in memory.
+MAP_BYTES = 2**28
+# Of so many of the largest files the headers are read to know the memory beforehand.
+HEADERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A case that could not be predicted, and why."""
+
+    case: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the cases.
+
+    Attributes:
+        written: label maps made now.
+        verified: label maps that were there, from the same input, model and settings.
+        failures: cases without one.
+        windows: numbers of windows evaluated and left out.
+        memory: what was estimated for the largest case; None where no header told.
+    """
+
+    written: list[Path] = field(default_factory=list)
+    verified: list[Path] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    windows: list[int] = field(default_factory=lambda: [0, 0])
+    memory: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A case on its way: read and prepared, found complete, or failed."""
+
+    name: str
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    prepared: Sequence[Prepared] = ()
+    verified: bool = False
+    error: Exception | None = None
+
+
+def predict_files(
+    model: Segmenter,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    options: Options | None = None,
+    resume: bool = False,
+    memory: int | None = None,
+    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
+
+    Beside the label maps go `predictions.json` (what was made from what, by digests) and `quality.csv`; on request
+    `probabilities/<case>.nii.gz` `(X, Y, Z, K)`, `uncertainty/<case>.nii.gz` and, of an ensemble,
+    `disagreement/<case>.nii.gz`, in bytes with a slope of 1/255, so each value is off by at most 0.002.
+
+    Args:
+        model: a predictor or an ensemble.
+        inputs: images, folders of images, CSV files.
+        out: where the files go.
+        options: what to make of each case.
+        resume: leave cases alone whose inputs, model, settings and outputs are those that `predictions.json` says.
+        memory: limit in bytes.
+        say: told the memory estimate before the first case.
+        progress: called with thousandths of cases done, and in all.
+
+    Raises:
+        InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`.
+        Interrupted: a signal stopped the work; whole files are there, `resume` continues.
+    """
+    options = options or Options()
+    cases = find_inputs(list(inputs), len(model.plan.channels))
+    _refuse_overwriting(cases, out)
+    a_window = max(window_bytes(member) for member in model.members)
+    outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
+    if outcome.memory is not None and say is not None:
+        say(f"memory: at most about {outcome.memory}")
+    if outcome.memory is not None:
+        options = with_estimate(options, outcome.memory)
+    run = _Run(model, cases, out, options, resume, memory, a_window, outcome, progress)
+    with _stoppable(outcome, out):
+        run.all()
+    return outcome
+
+
+class _Run:
+    """The stages of a folder's prediction and what they share."""
+
+    def __init__(
+        self,
+        model: Segmenter,
+        cases: Mapping[str, Sequence[Path]],
+        out: Path,
+        options: Options,
+        resume: bool,
+        memory: int | None,
+        a_window: int,
+        outcome: Outcome,
+        progress: Progress | None,
+    ) -> None:
+        self.model = model
+        self.cases = cases
+        self.out = out
+        self.options = options
+        self.resume = resume
+        self.memory = memory
+        self.a_window = a_window
+        self.outcome = outcome
+        self.progress = progress
+        self.manifest = Manifest(out, _key(model, options))
+        self.done = 0
+
+    def all(self) -> None:
+        """Take every case through reading, network and writing; leave a manifest of what is whole in any event."""
+        overlapped = self.outcome.memory is None or self.outcome.memory.overlapped
+        cases = _ahead(self.read_all()) if overlapped else self.read_all()
+        writing: Future[None] | None = None
+        with ThreadPoolExecutor(1) as writer, closing(cases):
+            try:
+                for case in cases:
+                    made = self.network(case)
+                    self._finish(writing)
+                    if made is not None:
+                        writing = writer.submit(self.write, case, *made)
+                    if not overlapped:
+                        self._finish(writing)
+                    self._moved(1.0)
+                    self.done += 1
+            finally:
+                self._finish(writing)
+                if self.manifest.cases:
+                    self.manifest.save()
+                    rows = {name: entry.get("quality", {}) for name, entry in self.manifest.cases.items()}
+                    write_quality(self.out / "quality.csv", rows)
+
+    def read_all(self) -> Generator[_Case, None, None]:
+        """Yield every case prepared, or that it is verified, or why it cannot be used."""
+        for name, files in self.cases.items():
+            try:
+                inputs = digests(files)
+                if self.resume and self.manifest.verified(name, inputs):
+                    yield _Case(name, inputs, verified=True)
+                else:
+                    yield _Case(name, inputs, [_light(item) for item in self.model.prepare(list(files))])
+            except (InputError, MemoryError, RuntimeError) as error:
+                yield _Case(name, error=error)
+
+    def network(self, case: _Case) -> tuple[Segmentation, list[Path]] | None:
+        """Return a case's segmentation and the files that its larger maps lie in; None if there is none to write."""
+        if case.verified:
+            self.outcome.verified.append(self.out / f"{case.name}.nii.gz")
+            return None
+        scratch: list[Path] = []
+        try:
+            if case.error is not None:
+                raise case.error
+            self._check_memory(case)
+            made = segment(
+                self.model.members,
+                case.prepared,
+                self.options,
+                allocate=partial(_map_of_bytes, self.out, scratch),
+                advance=self._moved,
+            )
+        except (InputError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError when memory runs out
+            self._failed(case.name, error)
+        else:
+            for number in (0, 1):
+                self.outcome.windows[number] += made.windows[number]
+            return made, scratch
+        _remove(scratch)
+        return None
+
+    def write(self, case: _Case, made: Segmentation, scratch: Sequence[Path]) -> None:
+        """Write a case's files, the label map last, and enter it into the manifest."""
+        try:
+            outputs = []
+            for name in ("probabilities", "uncertainty", "disagreement"):
+                if (values := getattr(made, name)) is not None:
+                    outputs.append(self.out / name / f"{case.name}.nii.gz")
+                    write_map(outputs[-1], values, made.source)
+            outputs.append(self.out / f"{case.name}.nii.gz")
+            made.save(outputs[-1])
+            self.manifest.add(case.name, case.inputs, outputs, made.quality())
+            self.outcome.written.append(outputs[-1])
+        except (InputError, MemoryError, OSError) as error:
+            self._failed(case.name, error)
+        finally:
+            _remove(scratch)
+
+    def _check_memory(self, case: _Case) -> None:
+        """Refuse a case that does not fit: its header may not have told, or it is not among the largest files."""
+        if self.memory is None:
+            return
+        source = case.prepared[0].source
+        shape, affine = canonical_grid(source.array.shape, source.affine)
+        itemsize = 2 * source.array.dtype.itemsize * prod(source.array.shape[3:])
+        scan = ScanSize(shape, spacing_of(affine), itemsize)
+        _fitted(self.model, scan, self.options, self.a_window, self.memory, several=len(self.cases) > 1)
+
+    def _failed(self, case: str, error: Exception) -> None:
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        self.outcome.failures.append(Failure(case, reason))
+
+    def _moved(self, share: float) -> None:
+        if self.progress is not None:
+            self.progress(self.done * PARTS + int(share * PARTS), len(self.cases) * PARTS)
+
+    @staticmethod
+    def _finish(writing: Future[None] | None) -> None:
+        if writing is not None:
+            writing.result()
+
+
+def _key(model: Segmenter, options: Options) -> str:
+    """Return a digest of what decides the outputs besides the scans: models and settings."""
+    settings = {name: value for name, value in asdict(options).items() if name != "batch_size"}
+    return digest([[member.identity for member in model.members], settings, __version__])
+
+
+def _largest(
+    model: Segmenter, cases: Mapping[str, Sequence[Path]], options: Options, a_window: int, limit: int | None
+) -> Estimate | None:
+    """Return the estimate of the case that takes most, among those with the largest files."""
+    by_size = sorted(cases.values(), key=lambda files: -sum(file.stat().st_size for file in files))
+    scans = [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
+    found = [_fitted(model, scan, options, a_window, limit, several=len(cases) > 1) for scan in scans]
+    return max(found, key=lambda item: (not item.overlapped, -item.batch_size, item.total), default=None)
+
+
+def _fitted(
+    model: Segmenter, scan: ScanSize, options: Options, a_window: int, limit: int | None, *, several: bool
+) -> Estimate:
+    program = resident_bytes()
+
+    def make(batch_size: int, overlapped: bool) -> Estimate:
+        chosen = replace(options, batch_size=batch_size)
+        return estimate(scan, model.members, chosen, program=program, a_window=a_window, overlapped=overlapped)
+
+    batch = options.batch_size or max(member.plan.batch_size for member in model.members)
+    return fit(make, batch, limit, several=several)
+
+
+def _light(prepared: Prepared) -> Prepared:
+    """Return a prepared case without the scan's voxels, of which nothing but the grid is needed any more."""
+    source = prepared.source
+    empty = np.broadcast_to(np.zeros((), source.array.dtype), source.array.shape)
+    return replace(prepared, source=replace(source, array=empty))
+
+
+def _map_of_bytes(out: Path, scratch: list[Path], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array of bytes for a map: in memory when it is small, else in a file beside the outputs."""
+    if prod(shape) <= MAP_BYTES:
+        return np.zeros(shape, np.uint8, order="F")
+    out.mkdir(parents=True, exist_ok=True)
+    scratch.append(out / f".{name}.{uuid.uuid4().hex[:12]}.tmp")
+    return np.memmap(scratch[-1], np.uint8, "w+", shape=shape, order="F")
+
+
+def _remove(scratch: Sequence[Path]) -> None:
+    for path in scratch:
+        path.unlink(missing_ok=True)
+
+
+def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
+    """Yield what an iterator yields, of which a thread works out one item ahead."""
+    ready: queue.Queue[Any] = queue.Queue()
+    slots = threading.Semaphore(1)
+    end = object()
+    stopped = threading.Event()
+
+    def work() -> None:
+        try:
+            while slots.acquire() and not stopped.is_set():
+                ready.put(next(items, end))
+        except BaseException as error:
+            ready.put(_Raised(error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, _Raised):
+                raise item.error
+            slots.release()
+            yield item
+    finally:
+        stopped.set()
+        slots.release()
+        thread.join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    error: BaseException
+
+
+@contextmanager
+def _stoppable(outcome: Outcome, out: Path) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted`, with what is whole and how to go on."""
+    caught = [signal.SIGINT]
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        caught[0] = signal.Signals(signum)
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, stop) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        whole = len(outcome.written) + len(outcome.verified)
+        raise Interrupted(caught[0], f"stopped; {whole} label maps are whole in {out}; go on with --resume") from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
+    for files in cases.values():
+        for file in files:
+            if file.resolve().parent == out.resolve():
+                raise InputError(
+                    "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
+                )

@@ -1,0 +1,187 @@
+"""What a prediction tells about itself: numbers per case, and which cases a person should look at first.
+
+None of this measures whether a segmentation is right: a network can be confidently wrong. The numbers rank cases, and
+the limits below are chosen by hand, not fitted to outcomes. Where every case is to be trusted, look at every case.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segscse.data.geometry import spacing_of
+from segscse.data.plan import Plan
+from segscse.files import write_text
+from segscse.inference.restore import largest_class
+from segscse.inference.sliding_window import Rows
+
+# A case is worth a look below this mean probability of its own labels,
+LOW_CONFIDENCE = 0.8
+# above this mean entropy (of 1) at the labels' borders,
+HIGH_BORDER_ENTROPY = 0.6
+# above this share of foreground on whose label the members of an ensemble differ,
+HIGH_DISAGREEMENT = 0.2
+# when a label has more than this many separate pieces,
+MANY_COMPONENTS = 5
+# or when a volume lies this many times outside of the training cases' range.
+VOLUME_MARGIN = 1.25
+
+
+@dataclass(slots=True)
+class Confidence:
+    """Sums over the finished rows on the network's grid, from which the quality of a case is read.
+
+    Attributes:
+        numbers: class of every voxel `(X, Y, Z)` on the network's grid.
+        foreground: voxels of foreground and their summed probability.
+        border: voxels beside another class and their summed entropy over log K.
+    """
+
+    axis: int
+    numbers: np.ndarray
+    foreground: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    border: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    done: int = 0
+
+    def add(self, rows: Rows) -> None:
+        """Take in rows that have just been finished; call it once a step."""
+        along = self.axis + 1
+        carried = self.done - rows.first
+        classes = largest_class(rows.values)
+        beside = _beside_another(classes)
+        fresh = [item.narrow(self.axis, carried, rows.stop - self.done) for item in (classes, beside)]
+        place = [slice(None)] * 3
+        place[self.axis] = slice(self.done, rows.stop)
+        self.numbers[tuple(place)] = fresh[0].cpu().numpy()
+        for row in range(rows.stop - self.done):  # a row at a time, so that no copy of the slab is made
+            values = rows.values.select(along, carried + row)
+            for counter, mask, measure in (
+                (self.foreground, fresh[0] > 0, _largest),
+                (self.border, fresh[1], _entropy),
+            ):
+                chosen = mask.select(self.axis, row)
+                if count := int(chosen.sum()):
+                    counter[0] += count
+                    counter[1] += float(measure(values[:, chosen].softmax(dim=0)).sum(dtype=torch.float64))
+        self.done = rows.stop
+
+
+def case_quality(
+    confidences: Sequence[Confidence],
+    counts: np.ndarray,
+    disputed: int | None,
+    plan: Plan,
+    affine: np.ndarray,
+    volumes_ml: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    """Return one case's row of `quality.csv`.
+
+    `mean_confidence` is the mean probability of the label over the foreground, `border_entropy` the mean entropy over
+    log K of the voxels beside another label, both on the network's grid and averaged over an ensemble's members;
+    `disagreement` is the share of foreground voxels whose label not all members give; `volume_ml_*` and
+    `components_*` (pieces, corners touching) are per label. `look` is yes when `reasons` is not empty.
+
+    Args:
+        confidences: one per member.
+        counts: voxels per class on the scan's grid.
+        disputed: voxels on which members differ; None without an ensemble.
+        plan: labels.
+        affine: the scan's.
+        volumes_ml: smallest and largest volume of each label id in the training cases, where known.
+    """
+    voxel_ml = float(np.prod(spacing_of(affine))) / 1000
+    foreground = int(counts[1:].sum())
+    row: dict[str, Any] = {
+        "mean_confidence": _mean([c.foreground for c in confidences]),
+        "border_entropy": _mean([c.border for c in confidences]),
+        "disagreement": None if disputed is None or not foreground else min(1.0, disputed / foreground),
+    }
+    reasons = []
+    pieces = components(confidences[0].numbers, len(plan.labels))
+    for number, (label, name) in enumerate(plan.labels[1:], start=1):
+        volume = float(counts[number]) * voxel_ml
+        row[f"volume_ml_{label}"], row[f"components_{label}"] = volume, pieces[number]
+        reasons += _label_reasons(name, volume, pieces[number], volumes_ml.get(str(label)))
+    reasons = _case_reasons(row, foreground) + reasons
+    return {"look": "yes" if reasons else "no", "reasons": "; ".join(reasons), **row}
+
+
+def components(numbers: np.ndarray, n_classes: int) -> list[int]:
+    """Return how many pieces each class has; voxels that touch at a corner are one piece. Background counts none."""
+    from scipy import ndimage  # takes a quarter of a second, which the network need not wait for
+
+    found = [0] * n_classes
+    for number, box in enumerate(ndimage.find_objects(numbers, n_classes - 1), start=1):
+        if box is not None:
+            found[number] = int(ndimage.label(numbers[box] == number, np.ones((3, 3, 3)))[1])
+    return found
+
+
+def write_quality(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `quality.csv`, one row per case, those to look at first."""
+    ordered = sorted(rows, key=lambda case: (rows[case]["look"] != "yes", case))
+    columns = list(dict.fromkeys(key for case in ordered for key in rows[case]))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", *columns])
+    for case in ordered:
+        writer.writerow([case, *(_cell(rows[case].get(column)) for column in columns)])
+    write_text(path, text.getvalue())
+
+
+def _case_reasons(row: Mapping[str, Any], foreground: int) -> list[str]:
+    if not foreground:
+        return ["nothing was found"]
+    limits = (
+        ("mean_confidence", "the network is unsure of its labels", lambda value: value < LOW_CONFIDENCE),
+        ("border_entropy", "the borders are uncertain", lambda value: value > HIGH_BORDER_ENTROPY),
+        ("disagreement", "the members disagree", lambda value: value > HIGH_DISAGREEMENT),
+    )
+    found = [(row[name], text, beyond) for name, text, beyond in limits if row[name] is not None]
+    return [f"{text} ({value:.2f})" for value, text, beyond in found if beyond(value)]
+
+
+def _label_reasons(name: str, volume: float, pieces: int, known: Sequence[float] | None) -> list[str]:
+    reasons = []
+    if pieces > MANY_COMPONENTS:
+        reasons.append(f"{name} is in {pieces} pieces")
+    if known is not None and not known[0] / VOLUME_MARGIN <= volume <= known[1] * VOLUME_MARGIN:
+        reasons.append(f"{name} has {volume:.3g} ml, training cases {known[0]:.3g} to {known[1]:.3g}")
+    return reasons
+
+
+def _beside_another(classes: torch.Tensor) -> torch.Tensor:
+    """Return where one of the six neighbours has another class."""
+    found = torch.zeros_like(classes, dtype=torch.bool)
+    for axis in range(classes.ndim):
+        length = classes.shape[axis]
+        low, high = classes.narrow(axis, 0, length - 1), classes.narrow(axis, 1, length - 1)
+        differs = low != high
+        found.narrow(axis, 0, length - 1).logical_or_(differs)
+        found.narrow(axis, 1, length - 1).logical_or_(differs)
+    return found
+
+
+def _largest(probabilities: torch.Tensor) -> torch.Tensor:
+    return probabilities.amax(dim=0)
+
+
+def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    return torch.special.entr(probabilities).sum(dim=0) / log(len(probabilities))
+
+
+def _mean(sums: Sequence[Sequence[float]]) -> float | None:
+    values = [total / count for count, total in sums if count]
+    return float(np.mean(values)) if values else None
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else value

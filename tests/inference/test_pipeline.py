@@ -1,0 +1,347 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_case, tiny_plan
+from volumes import write_volume
+
+from segscse.data.io import read_labels
+from segscse.errors import InputError, Interrupted
+from segscse.inference import pipeline
+from segscse.inference.manifest import file_digest, folder_digest
+from segscse.inference.pipeline import PARTS, predict_files
+from segscse.inference.predictor import Ensemble, Predictor, load
+from segscse.inference.segment import Options
+
+CPU = torch.device("cpu")
+SIDE_FILES = {"predictions.json", "quality.csv"}
+
+
+class Nearest(torch.nn.Module):
+    """Labels by the normalised intensity that is nearest to -1, 0 or 1."""
+
+    def forward(self, x):
+        return torch.stack([-((x[:, 0] - level) ** 2) for level in (-1.0, 0.0, 1.0)], dim=1)
+
+
+def _predictor(plan=None, **options):
+    return Predictor(Nearest(), plan or tiny_plan(), provenance={}, device=CPU, **options)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    for index in range(3):
+        write_volume(tmp_path / "scans" / f"scan_{index}.nii.gz", tiny_case(index)[0], np.eye(4))
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def _names(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def _corrupt(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+class TestFolders:
+    def test_a_bad_case_does_not_stop_the_others(self, scans, out):
+        good = (scans / "scan_1.nii.gz").read_bytes()
+        (scans / "scan_1.nii.gz").write_bytes(good[: len(good) // 2])
+        seen = []
+        outcome = predict_files(_predictor(), [scans], out, progress=lambda *step: seen.append(step))
+        assert [path.name for path in outcome.written] == ["scan_0.nii.gz", "scan_2.nii.gz"]
+        assert [failure.case for failure in outcome.failures] == ["scan_1"]
+        assert "cut short" in outcome.failures[0].reason
+        assert _names(out) == {"scan_0.nii.gz", "scan_2.nii.gz", *SIDE_FILES}
+        assert seen == sorted(seen)
+        assert seen[-1] == (3 * PARTS, 3 * PARTS)
+
+    def test_a_case_that_breaks_the_network_does_not_stop_the_others(self, scans, out):
+        class Fragile(Nearest):
+            calls = 0
+
+            def forward(self, x):
+                self.calls += 1
+                if self.calls == 3:  # the first call measures memory
+                    raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+                return super().forward(x)
+
+        model = Predictor(Fragile(), tiny_plan(patch_size=(16, 20, 12)), provenance={}, device=CPU)
+        outcome = predict_files(model, [scans], out)
+        assert [failure.case for failure in outcome.failures] == ["scan_1"]
+        assert "can't allocate memory" in outcome.failures[0].reason
+        assert {path.name for path in outcome.written} == {"scan_0.nii.gz", "scan_2.nii.gz"}
+
+    def test_a_case_that_cannot_be_written_does_not_stop_the_others(self, scans, out):
+        (out / "scan_1.nii.gz").mkdir(parents=True)
+        outcome = predict_files(_predictor(), [scans], out)
+        assert [failure.case for failure in outcome.failures] == ["scan_1"]
+        assert len(outcome.written) == 2
+
+    def test_labels_are_what_the_predictor_gives(self, scans, out):
+        predict_files(_predictor(), [scans], out)
+        for index in range(3):
+            expected = _predictor().predict(scans / f"scan_{index}.nii.gz").array
+            np.testing.assert_array_equal(read_labels(out / f"scan_{index}.nii.gz").array, expected)
+
+    def test_probabilities_are_written_on_the_same_grid_within_half_a_step(self, scans, out):
+        options = Options(probabilities=True, uncertainty=True)
+        predict_files(_predictor(), [scans / "scan_0.nii.gz"], out, options=options)
+        expected = _predictor().predict(scans / "scan_0.nii.gz", probabilities=True, uncertainty=True)
+        maps = {name: nib.load(out / name / "scan_0.nii.gz") for name in ("probabilities", "uncertainty")}
+        assert maps["probabilities"].shape == (*expected.array.shape, 3)
+        for name, image in maps.items():
+            np.testing.assert_array_equal(image.affine, expected.affine)
+            assert image.get_data_dtype() == np.uint8
+            assert np.abs(np.asarray(image.dataobj) - getattr(expected, name)).max() <= 0.5 / 255 + 1e-6
+        assert not (out / "disagreement").exists()
+
+    def test_large_maps_are_drawn_in_a_file_that_does_not_stay(self, scans, out, monkeypatch):
+        options = Options(probabilities=True)
+        predict_files(_predictor(), [scans / "scan_0.nii.gz"], out / "a", options=options)
+        monkeypatch.setattr(pipeline, "MAP_BYTES", 100)
+        predict_files(_predictor(), [scans / "scan_0.nii.gz"], out / "b", options=options)
+        first, second = (
+            np.asarray(nib.load(out / name / "probabilities" / "scan_0.nii.gz").dataobj) for name in ("a", "b")
+        )
+        np.testing.assert_array_equal(first, second)
+        assert _names(out / "a") == _names(out / "b")
+
+    def test_an_ensemble_writes_its_disagreement(self, scans, out):
+        ensemble = Ensemble([_predictor(), _predictor(tiny_plan(spacing_mm=(1.3, 1.0, 0.8)))])
+        predict_files(ensemble, [scans], out, options=Options(uncertainty=True))
+        assert len(list((out / "disagreement").iterdir())) == 3
+        assert np.asarray(nib.load(out / "disagreement" / "scan_0.nii.gz").dataobj).max() > 0
+
+    def test_the_quality_table_has_a_row_for_every_case(self, scans, out):
+        predict_files(_predictor(), [scans], out)
+        with (out / "quality.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert {row["case"] for row in rows} == {"scan_0", "scan_1", "scan_2"}
+        for row in rows:
+            labels = read_labels(out / f"{row['case']}.nii.gz").array
+            assert float(row["volume_ml_5"]) == pytest.approx((labels == 5).sum() / 1000, rel=1e-3)
+
+    def test_the_folder_of_the_inputs_is_refused_as_output(self, scans):
+        before = {path: path.read_bytes() for path in scans.iterdir()}
+        for given in ([scans], [scans / "scan_0.nii.gz"]):
+            with pytest.raises(InputError, match="the output folder holds the inputs"):
+                predict_files(_predictor(), given, scans / ".." / "scans")
+        assert {path: path.read_bytes() for path in scans.iterdir()} == before
+
+    def test_nothing_to_predict_is_refused(self, tmp_path, out):
+        with pytest.raises(InputError, match="no images found"):
+            predict_files(_predictor(), [tmp_path], out)
+
+    def test_reading_stays_one_case_ahead(self, scans, out):
+        """The next case is read while the network works on this one, the one after it is not."""
+        begun, read = [], []
+
+        class Slow(Nearest):
+            def forward(self, x):
+                expected = (0, 2, 3, 3)[len(begun)]  # the first call measures memory
+                deadline = time.monotonic() + 30
+                while len(read) < expected and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                time.sleep(0.05)  # in which nothing further may be read
+                begun.append(len(read))
+                return super().forward(x)
+
+        model = Predictor(Slow(), tiny_plan(patch_size=(16, 20, 12)), provenance={}, device=CPU)
+        prepare = model.prepare
+
+        def counted(files):
+            read.append(threading.current_thread().name)
+            return prepare(files)
+
+        model.prepare = counted
+        predict_files(model, [scans], out)
+        assert begun == [0, 2, 3, 3]
+        assert threading.main_thread().name not in read
+
+
+class TestResume:
+    def _again(self, scans, out, model=None, **options):
+        outcome = predict_files(model or _predictor(), [scans], out, resume=True, **options)
+        return {path.name[:6] for path in outcome.written}, {path.name[:6] for path in outcome.verified}
+
+    @pytest.fixture
+    def done(self, scans, out):
+        predict_files(_predictor(), [scans], out)
+        return out
+
+    def test_leaves_verified_cases_alone(self, scans, done):
+        before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in done.glob("*.nii.gz")}
+        assert self._again(scans, done) == (set(), {"scan_0", "scan_1", "scan_2"})
+        assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in done.glob("*.nii.gz")} == before
+
+    def test_makes_missing_and_damaged_outputs_again(self, scans, done):
+        whole = (done / "scan_1.nii.gz").read_bytes()
+        (done / "scan_0.nii.gz").unlink()
+        _corrupt(done / "scan_1.nii.gz")
+        assert self._again(scans, done) == ({"scan_0", "scan_1"}, {"scan_2"})
+        assert len((done / "scan_1.nii.gz").read_bytes()) == len(whole)
+
+    def test_makes_the_output_of_a_changed_scan_again(self, scans, done):
+        write_volume(scans / "scan_2.nii.gz", tiny_case(7)[0], np.eye(4))
+        assert self._again(scans, done) == ({"scan_2"}, {"scan_0", "scan_1"})
+
+    def test_makes_all_again_with_other_settings(self, scans, done):
+        everything = {"scan_0", "scan_1", "scan_2"}
+        assert self._again(scans, done, _predictor(mirror=True)) == (everything, set())
+        assert self._again(scans, done, options=Options(uncertainty=True)) == (everything, set())
+        assert self._again(scans, done, options=Options(uncertainty=True)) == (set(), everything)
+        (done / "uncertainty" / "scan_1.nii.gz").unlink()
+        assert self._again(scans, done, options=Options(uncertainty=True)) == ({"scan_1"}, {"scan_0", "scan_2"})
+
+    def test_makes_all_again_with_other_weights(self, scans, out, trained, tmp_path):
+        folder = tmp_path / "model"
+        folder.mkdir()
+        for path in (trained.folder / "model").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        assert len(self._again(scans, out, load(folder, device="cpu"))[0]) == 3
+        assert len(self._again(scans, out, load(trained.folder, device="cpu"))[1]) == 3  # the same model elsewhere
+        content = bytearray((folder / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(content)
+        assert len(self._again(scans, out, load(folder, device="cpu"))[0]) == 3
+
+    @pytest.mark.parametrize(
+        "content", ["{", "[]", '{"format": "other", "version": 1, "cases": {}}', None, '{"cases": 3}']
+    )
+    def test_trusts_no_damaged_manifest(self, scans, done, content):
+        (done / "predictions.json").unlink()
+        if content is not None:
+            (done / "predictions.json").write_text(content)
+        assert len(self._again(scans, done)[0]) == 3
+
+    def test_trusts_no_edited_entry(self, scans, done):
+        manifest = json.loads((done / "predictions.json").read_text())
+        manifest["cases"]["scan_0"]["outputs"] = {}
+        manifest["cases"]["scan_1"] = "fine"
+        (done / "predictions.json").write_text(json.dumps(manifest))
+        assert self._again(scans, done) == ({"scan_0", "scan_1"}, {"scan_2"})
+
+    def test_without_it_all_is_made_again(self, scans, done):
+        assert len(predict_files(_predictor(), [scans], done).written) == 3
+
+    def test_the_manifest_holds_digests_and_no_paths(self, scans, done):
+        manifest = json.loads((done / "predictions.json").read_text())
+        entry = manifest["cases"]["scan_0"]
+        assert entry["inputs"] == {"scan_0.nii.gz": file_digest(scans / "scan_0.nii.gz")}
+        assert entry["outputs"] == {"scan_0.nii.gz": file_digest(done / "scan_0.nii.gz")}
+        assert str(scans) not in json.dumps(manifest)
+
+
+def test_the_digest_of_a_folder_is_that_of_names_and_contents(tmp_path):
+    found = set()
+    for name, content in (("a", "1"), ("b", "1"), ("a", "2")):
+        folder = tmp_path / f"{name}{content}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        found.add(folder_digest(folder))
+    assert len(found) == 3
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "a").write_text("1")
+    assert folder_digest(tmp_path / "copy") in found
+
+
+def test_a_file_that_cannot_be_read_has_no_digest(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        file_digest(tmp_path / "none")
+
+
+class TestMemory:
+    def test_the_estimate_is_stated_and_a_limit_keeps_to_it(self, scans, out):
+        said = []
+        outcome = predict_files(_predictor(), [scans], out, memory=10**12, say=said.append)
+        assert outcome.memory.total < 10**12
+        assert said == [f"memory: at most about {outcome.memory}"]
+
+    def test_an_impossible_limit_is_refused_with_what_would_do_and_nothing_is_written(self, scans, out):
+        with pytest.raises(InputError, match=r"--memory 10 MB is too little: the smallest .*Give at least --memory"):
+            predict_files(_predictor(), [scans], out, memory=10**7)
+        assert not out.exists()
+
+    def test_with_little_memory_cases_go_one_after_the_other(self, scans, out, monkeypatch):
+        model = _predictor(tiny_plan(batch_size=1))
+        needed = predict_files(model, [scans], out).memory
+        assert needed.overlapped
+        monkeypatch.setattr(pipeline, "resident_bytes", lambda: needed.program)
+        alone = needed.total - needed.reading - needed.image - needed.labels
+        tight = predict_files(model, [scans], out, memory=alone + needed.reading // 2)
+        assert not tight.memory.overlapped
+        assert len(tight.written) == 3
+
+    def test_a_case_whose_header_did_not_tell_is_refused_alone(self, tmp_path, scans, out, monkeypatch):
+        monkeypatch.setattr(pipeline, "scan_size", lambda files: None)
+        outcome = predict_files(_predictor(), [scans], out, memory=10**7)
+        assert outcome.memory is None
+        assert len(outcome.failures) == 3
+        assert all("is too little" in failure.reason for failure in outcome.failures)
+
+
+class TestStopping:
+    @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+    def test_in_the_middle_leaves_whole_files_and_a_manifest_of_them(self, scans, out, signum):
+        class Stopping(Nearest):
+            calls = 0
+
+            def forward(self, x):
+                self.calls += 1
+                if self.calls == 4:  # after the call that measures memory and two cases
+                    os.kill(os.getpid(), signum)
+                    time.sleep(5)
+                return super().forward(x)
+
+        model = Predictor(Stopping(), tiny_plan(patch_size=(16, 20, 12)), provenance={}, device=CPU)
+        with pytest.raises(Interrupted, match=r"stopped; 2 label maps are whole in .*go on with --resume") as caught:
+            predict_files(model, [scans], out)
+        assert caught.value.signum == signum
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert _names(out) == {"scan_0.nii.gz", "scan_1.nii.gz", *SIDE_FILES}
+        outcome = predict_files(Predictor(Nearest(), model.plan, provenance={}, device=CPU), [scans], out, resume=True)
+        assert len(outcome.verified) == 2
+        assert [path.name for path in outcome.written] == ["scan_2.nii.gz"]
+
+    def test_works_outside_the_main_thread_too(self, scans, out):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(predict_files(_predictor(), [scans], out)))
+        thread.start()
+        thread.join()
+        assert len(found[0].written) == 3
+
+
+def test_an_error_of_ours_while_reading_reaches_the_caller(scans, out):
+    model = _predictor()
+
+    def broken(files):
+        raise ZeroDivisionError("reading")
+
+    model.prepare = broken
+    with pytest.raises(ZeroDivisionError, match="reading"):
+        predict_files(model, [scans], out)
+
+
+def test_predicting_imports_neither_monai_nor_lightning(trained, scans, out):
+    code = (
+        "import sys; from segscse.cli import run;"
+        f"code = run(['predict', {str(trained.folder)!r}, {str(scans)!r}, '--out', {str(out)!r}, '--device', 'cpu']);"
+        "print(code, [name for name in ('monai', 'pytorch_lightning', 'pandas', 'matplotlib') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "0 []", result.stderr

@@ -1,0 +1,109 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_plan
+
+from segscse.inference.quality import Confidence, case_quality, components, write_quality
+from segscse.inference.sliding_window import Rows
+
+
+def _logits(numbers, sureness=4.0):
+    return sureness * torch.nn.functional.one_hot(torch.from_numpy(numbers).long(), 3).movedim(-1, 0).float()
+
+
+def _confidence(logits, axis=0, step=2):
+    found = Confidence(axis, np.zeros(logits.shape[1:], np.uint8))
+    for start in range(0, logits.shape[axis + 1], step):
+        stop = min(start + step, logits.shape[axis + 1])
+        first = max(0, start - 1)
+        found.add(Rows(logits.narrow(axis + 1, first, stop - first), first, stop))
+    return found
+
+
+@pytest.fixture
+def numbers():
+    found = np.zeros((8, 7, 6), np.uint8)
+    found[1:4, 2:5, 1:4] = 1
+    found[6, 5, 4] = 2
+    return found
+
+
+def _row(numbers, *, sureness=4.0, disputed=None, known=None, counts=None):
+    counts = np.bincount(numbers.ravel(), minlength=3) if counts is None else counts
+    confidences = [_confidence(_logits(numbers, sureness))]
+    return case_quality(confidences, counts, disputed, tiny_plan(), np.diag([2.0, 5.0, 10.0, 1.0]), known or {})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_sums_over_steps_are_those_of_the_whole(numbers, axis, step):
+    torch.manual_seed(0)
+    logits = _logits(numbers) + torch.randn(3, 8, 7, 6)
+    found = _confidence(logits, axis, step)
+    classes = logits.argmax(dim=0).numpy()
+    np.testing.assert_array_equal(found.numbers, classes)
+    largest = logits.softmax(dim=0).amax(dim=0).numpy()
+    assert found.foreground == [(classes > 0).sum(), pytest.approx(largest[classes > 0].sum(), rel=1e-5)]
+
+
+def test_the_border_is_what_lies_beside_another_class(numbers):
+    found = _confidence(_logits(numbers), step=8)
+    block, around = 27 - 1, 6 * 9  # all of the block but its centre, and its six faces
+    point, beside = 1, 6
+    assert found.border[0] == block + around + point + beside
+
+
+def test_numbers_of_a_case_are_worked_out_by_hand(numbers):
+    row = _row(numbers)
+    sure = np.exp(4) / (np.exp(4) + 2)
+    entropy = -(sure * np.log(sure) + (1 - sure) * np.log((1 - sure) / 2)) / np.log(3)
+    assert row["mean_confidence"] == pytest.approx(sure, rel=1e-5)
+    assert row["border_entropy"] == pytest.approx(entropy, rel=1e-4)
+    assert row["disagreement"] is None
+    assert (row["volume_ml_2"], row["volume_ml_5"]) == (pytest.approx(2.7), pytest.approx(0.1))
+    assert (row["components_2"], row["components_5"]) == (1, 1)
+    assert (row["look"], row["reasons"]) == ("no", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"sureness": 0.5}, "the network is unsure of its labels"),
+        ({"sureness": 0.5}, "the borders are uncertain"),
+        ({"disputed": 14}, "the members disagree (0.50)"),
+        ({"known": {"2": [4.0, 9.0]}}, "block has 2.7 ml, training cases 4 to 9"),
+        ({"known": {"5": [0.01, 0.05]}}, "ball has 0.1 ml, training cases 0.01 to 0.05"),
+        ({"counts": np.array([336, 0, 0])}, "nothing was found"),
+    ],
+)
+def test_a_case_to_look_at_says_why(numbers, change, reason):
+    row = _row(numbers, **change)
+    assert row["look"] == "yes"
+    assert reason in row["reasons"]
+
+
+def test_many_pieces_are_a_reason():
+    scattered = np.zeros((12, 3, 3), np.uint8)
+    scattered[::2, 1, 1] = 1
+    assert _row(scattered)["reasons"] == "block is in 6 pieces"
+
+
+def test_volumes_inside_the_range_and_a_quarter_beyond_are_none(numbers):
+    assert _row(numbers, known={"2": [3.0, 4.0], "5": [0.02, 0.09]})["look"] == "no"
+
+
+def test_pieces_that_touch_at_a_corner_are_one():
+    numbers = np.zeros((5, 5, 5), np.uint8)
+    numbers[0, 0, 0] = numbers[1, 1, 1] = 1
+    numbers[3:, 3:, 3:] = 3
+    assert components(numbers, 4) == [0, 1, 0, 1]
+
+
+def test_the_table_begins_with_the_cases_to_look_at(tmp_path):
+    rows = {"a": {"look": "no", "x": 0.123456, "y": None}, "b": {"look": "yes", "x": 1, "z": "one, two"}}
+    write_quality(tmp_path / "quality.csv", rows)
+    with (tmp_path / "quality.csv").open() as stream:
+        table = list(csv.reader(stream))
+    assert table == [["case", "look", "x", "z", "y"], ["b", "yes", "1", "one, two", ""], ["a", "no", "0.1235", "", ""]]

@@ -1,0 +1,167 @@
+import dataclasses
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from naive import naive_logits, naive_restore
+from tiny import tiny_case, tiny_plan, tiny_plan_2d
+
+from segscse.data.network_grid import preprocess_array
+from segscse.data.plan import Normalisation
+from segscse.errors import InputError
+from segscse.inference.predictor import Ensemble, Predictor, load_ensemble
+from segscse.inference.segment import Options, plan_sweeps, segment, wanted_voxels
+
+CPU = torch.device("cpu")
+
+
+def _network(dims, seed=0):
+    torch.manual_seed(seed)
+    conv = {2: torch.nn.Conv2d, 3: torch.nn.Conv3d}[dims]
+    return torch.nn.Sequential(conv(1, 4, 3, padding=1), torch.nn.Tanh(), conv(4, 3, 3, padding=1))
+
+
+def _predictor(plan, seed=0, **options):
+    return Predictor(_network(plan.spatial_dims, seed), plan, provenance={}, device=CPU, **options)
+
+
+def _affine(spacing, codes):
+    """Return an oblique affine whose axes run as `codes` says."""
+    turn = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(codes))
+    affine = np.eye(4)
+    affine[:3, :3] = nib.eulerangles.euler2mat(0.12, -0.2, 0.1) @ np.diag(spacing)
+    return affine @ nib.orientations.inv_ornt_aff(turn, (20, 20, 20))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SLA", "IAR"])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.4, 2.1)])
+@pytest.mark.parametrize("plan", [tiny_plan(patch_size=(8, 9, 8)), tiny_plan_2d(patch_size=(8, 12))], ids=["3d", "2d"])
+@pytest.mark.parametrize("shape", [(20, 17, 23), (3, 30, 1), (40, 8, 9)])
+def test_the_streamed_result_is_the_naive_one_voxel_for_voxel(codes, spacing, plan, shape):
+    image = np.random.default_rng(5).normal(100, 20, shape).astype(np.float32)
+    predictor, affine = _predictor(plan), _affine(spacing, codes)
+    prepared = preprocess_array(image, affine, plan)
+    logits = naive_logits(prepared.image, predictor.network, window=plan.patch_size, slice_axis=plan.slice_axis)
+    labels, probabilities = naive_restore(logits, prepared, plan.label_ids)
+    np.testing.assert_array_equal(predictor.predict((image, affine)).array, labels)
+    dense = predictor.predict((image, affine), probabilities=True)
+    np.testing.assert_array_equal(dense.array, labels)
+    np.testing.assert_allclose(dense.probabilities, probabilities, atol=1e-5)
+
+
+@torch.no_grad()
+def test_mirroring_averages_the_logits_of_each_window():
+    plan = tiny_plan(patch_size=(8, 8, 8), mirror_axes=(0, 2))
+    image = np.random.default_rng(5).normal(100, 20, (19, 16, 12)).astype(np.float32)
+    predictor = _predictor(plan, mirror=True)
+    prepared = preprocess_array(image, np.eye(4), plan)
+
+    def averaged(x):
+        flips = [(), (2,), (4,), (2, 4)]
+        return sum(predictor.network(x.flip(axes)).flip(axes) for axes in flips) / 4
+
+    labels, _ = naive_restore(naive_logits(prepared.image, averaged, window=(8, 8, 8)), prepared, plan.label_ids)
+    np.testing.assert_array_equal(predictor.predict((image, np.eye(4))).array, labels)
+
+
+class TestForegroundOnly:
+    @pytest.mark.parametrize("scheme", ["ct", "zscore"])
+    def test_leaves_the_labels_of_everything_but_air_as_they_are(self, scheme):
+        normalisation = (Normalisation(scheme, 40.0, 90.0, -150.0, 250.0),)
+        plan = tiny_plan(patch_size=(8, 8, 8), normalisation=normalisation)
+        rng = np.random.default_rng(0)
+        image = np.full((40, 36, 30), -1000.0, np.float32)
+        image[2:10, 3:9, 4:12] = rng.normal(50, 60, (8, 6, 8))
+        image[30:37, 28:34, 20:28] = rng.normal(50, 60, (7, 6, 8))
+        predictor = _predictor(plan)
+        whole = predictor.predict((image, np.eye(4)))
+        partial = predictor.predict((image, np.eye(4)), foreground_only=True)
+        body = image > -150
+        np.testing.assert_array_equal(partial.array[body], whole.array[body])
+        assert whole.windows[1] == 0
+        assert sum(partial.windows) == whole.windows[0]
+        assert partial.windows[1] > whole.windows[0] / 2
+        assert (partial.array != whole.array).any()  # in the air, where the network was not asked
+
+    def test_of_ct_air_is_what_lies_below_the_lower_bound(self):
+        plan = tiny_plan(normalisation=(Normalisation("ct", 40.0, 90.0, -150.0, 250.0),))
+        image = np.full((6, 6, 6), -600.0, np.float32)
+        image[0, 0, 0], image[2:4, 2:4, 2:4], image[3, 3, 3] = -1000, -150, -149
+        prepared = preprocess_array(image, np.eye(4), plan)
+        assert wanted_voxels(prepared.image, plan).nonzero().tolist() == [[3, 3, 3]]
+
+    def test_of_mr_it_is_the_images_constant_background(self):
+        image = np.zeros((8, 8, 8), np.float32)
+        image[3:6, 3:6, 3:6] = 5
+        prepared = preprocess_array(image, np.eye(4), tiny_plan())
+        assert int(wanted_voxels(prepared.image, tiny_plan()).sum()) == 27
+        assert prepared.image.shape[1:] == (5, 5, 5)
+
+
+class TestEnsemble:
+    def test_averages_the_probabilities_of_networks_on_their_own_grids(self):
+        plans = [tiny_plan(patch_size=(8, 8, 8)), tiny_plan(patch_size=(12, 8, 8), spacing_mm=(0.8, 1.3, 1.1))]
+        members = [_predictor(plan, seed) for seed, plan in enumerate(plans)]
+        image, affine = tiny_case(1)[0], _affine((0.9, 1.1, 1.6), "LPS")
+        single = [member.predict((image, affine), probabilities=True).probabilities for member in members]
+        found = Ensemble(members).predict((image, affine), probabilities=True, uncertainty=True)
+        np.testing.assert_allclose(found.probabilities, np.mean(single, axis=0), atol=1e-6)
+        np.testing.assert_array_equal(found.array, Ensemble(members).predict((image, affine)).array)
+        assert found.uncertainty.shape == found.disagreement.shape == image.shape
+        assert 0 < found.disagreement.max() <= found.uncertainty.max() <= 1
+        assert 0 < found.quality()["disagreement"] <= 1
+        assert members[0].predict((image, affine), uncertainty=True).disagreement is None
+
+    def test_members_that_prepare_alike_share_the_image(self):
+        ensemble = Ensemble([_predictor(tiny_plan(), 0), _predictor(tiny_plan(), 1)])
+        first, second = ensemble.prepare((tiny_case(0)[0], np.eye(4)))
+        assert first is second
+
+    @pytest.mark.parametrize(
+        "change", [{"labels": ((0, "background"), (2, "block"), (5, "cube"))}, {"channels": ("CT",)}]
+    )
+    def test_models_of_different_tasks_are_refused(self, change):
+        with pytest.raises(InputError, match=f"has the {next(iter(change))} .*, the first model of the ensemble"):
+            Ensemble([_predictor(tiny_plan()), _predictor(tiny_plan(**change))])
+
+    def test_is_loaded_from_several_folders(self, trained):
+        image = (tiny_case(0)[0], np.eye(4))
+        ensemble = load_ensemble([trained.folder, trained.folder / "model"], device="cpu")
+        np.testing.assert_array_equal(ensemble.predict(image).array, ensemble.members[0].predict(image).array)
+
+
+def test_uncertainty_is_that_of_the_probabilities():
+    found = _predictor(tiny_plan()).predict((tiny_case(0)[0], np.eye(4)), probabilities=True, uncertainty=True)
+    expected = -(found.probabilities * np.log(np.clip(found.probabilities, 1e-30, None))).sum(axis=-1) / np.log(3)
+    np.testing.assert_allclose(found.uncertainty, expected, atol=1e-5)
+
+
+def test_all_members_are_swept_along_the_axis_that_suits_them_together():
+    members = [_predictor(tiny_plan(patch_size=(8, 8, 8))), _predictor(tiny_plan(patch_size=(8, 8, 8)))]
+    sweeps = plan_sweeps(members, [(60, 20, 20), (60, 20, 40)], None)
+    assert {sweep.axis for sweep in sweeps} == {0}
+    assert [sweep.slab_voxels for sweep in sweeps] == [9 * 400, 9 * 800]
+
+
+def test_progress_rises_to_one():
+    plan, shares = tiny_plan(patch_size=(8, 8, 8)), []
+    prepared = preprocess_array(tiny_case(0)[0], np.eye(4), plan)
+    segment([_predictor(plan)], [prepared], Options(foreground_only=True), advance=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_the_batch_does_not_change_the_result():
+    plan = tiny_plan(patch_size=(8, 8, 8))
+    prepared = preprocess_array(tiny_case(0)[0], np.eye(4), plan)
+    found = [segment([_predictor(plan)], [prepared], Options(batch_size=size)).array for size in (1, 3, 50)]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_a_network_with_other_classes_than_the_plan_is_a_defect():
+    plan = dataclasses.replace(tiny_plan(), labels=((0, "background"), (1, "one")))
+    with pytest.raises(RuntimeError):
+        _predictor(plan).predict((tiny_case(0)[0], np.eye(4)))
