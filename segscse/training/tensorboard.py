@@ -53,7 +53,13 @@ class ValidationPictures(Callback):
         plan = self.plan
         image, label, axis = example_window(batch["image"], batch["label"], plan)
         with gate_weights(pl_module.network) as gates:
-            logits = predict_volume(image, pl_module.forward, window=plan.patch_size, slice_axis=plan.slice_axis)
+            logits = predict_volume(
+                image,
+                pl_module.forward,
+                window=plan.patch_size,
+                n_classes=len(plan.labels),
+                slice_axis=plan.slice_axis,
+            )
         picture = example_picture(image[0], logits.argmax(dim=0), label, axis, plan.label_ids)
         step = pl_module.clock.step
         for board in boards:
