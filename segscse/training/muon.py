@@ -53,7 +53,9 @@ class Muon(torch.optim.AdamW):
     def _step_matrix(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[parameter]
         if not state:
+            state["step"] = torch.zeros(())  # AdamW looks for it when it reads a checkpoint
             state["momentum"] = torch.zeros_like(parameter)
+        state["step"] += 1
         momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         update = orthogonal(as_matrix(torch.lerp(gradient, momentum, MOMENTUM)))
         parameter.mul_(1 - lr * weight_decay)

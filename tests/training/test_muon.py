@@ -61,7 +61,7 @@ def test_a_closure_is_called_and_parameters_without_gradient_stay():
         loss.backward()
         return loss
 
-    assert float(optimizer.step(closure)) == 4.0
+    assert float(optimizer.step(closure).detach()) == 4.0
     assert not torch.equal(used, torch.ones(2, 2))
     assert torch.equal(unused, torch.ones(2, 2))
 

@@ -22,7 +22,7 @@ from segscse.inference.model_folder import load_model
 from segscse.inference.predictor import load
 from segscse.training.module import SegModule
 from segscse.training.run import train_run
-from segscse.training.schedule import lr_factor
+from segscse.training.schedule import lr_factor, peak_rate
 
 STEPS = 8
 SHORT = {"max_steps": STEPS, "validations": 2}
@@ -111,7 +111,7 @@ class TestTheRunFolder:
         optim = tiny_config().optim
         for row in _rows(trained.folder):
             before = (int(row["step"]) - 1) / 30  # the rate was set before the step
-            assert float(row["lr"]) == pytest.approx(optim.lr * lr_factor(optim, before), abs=1e-6)
+            assert float(row["lr"]) == pytest.approx(peak_rate(optim) * lr_factor(optim, before), abs=1e-6)
 
     def test_the_run_reports_the_dice_of_its_last_validation(self, trained):
         assert trained.steps == 30

@@ -1,10 +1,12 @@
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 from segscse.config import OptimConfig
-from segscse.training.schedule import SCHEDULES, build_optimizer, lr_factor
+from segscse.training.muon import Muon
+from segscse.training.schedule import SCHEDULES, build_optimizer, lr_factor, peak_rate
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_it_never_rises_after_the_warm_up_nor_leaves_0_to_1(schedule):
     assert not isinstance(lr_factor(config, 1.0 + 1e-12), complex)  # a base below zero to the power 0.9 would be
 
 
-@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD), ("muon", Muon)])
 def test_matrices_decay_and_vectors_do_not(name, kind):
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     optimizer = build_optimizer(network.parameters(), OptimConfig(name=name, lr=0.1, weight_decay=0.3))
@@ -53,7 +55,15 @@ def test_matrices_decay_and_vectors_do_not(name, kind):
     assert [tuple(p.shape) for p in decayed["params"]] == [(2, 1, 3, 3)]
     assert [tuple(p.shape) for p in kept["params"]] == [(2,), (2,), (2,)]
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+    assert (decayed.get("orthogonal"), kept.get("orthogonal")) == ((True, None) if name == "muon" else (None, None))
     assert decayed["lr"] == kept["lr"] == 0.1
+
+
+@pytest.mark.parametrize("name", get_args(get_type_hints(OptimConfig)["name"]))
+def test_every_optimiser_has_a_rate_of_its_own_that_a_given_one_replaces(name):
+    assert build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], OptimConfig(name=name)).defaults["lr"] > 0
+    assert peak_rate(OptimConfig(name=name, lr=0.25)) == 0.25
+    assert peak_rate(OptimConfig(name=name)) != 0.25
 
 
 def test_sgd_takes_the_nesterov_step_worked_out_by_hand():
@@ -66,7 +76,7 @@ def test_sgd_takes_the_nesterov_step_worked_out_by_hand():
 
 def test_adamws_first_step_is_the_rate_whatever_the_gradient():
     weight = torch.nn.Parameter(torch.tensor([[2.0]]))
-    optimizer = build_optimizer([weight], OptimConfig(lr=0.1, weight_decay=0.0))
+    optimizer = build_optimizer([weight], OptimConfig(name="adamw", lr=0.1, weight_decay=0.0))
     weight.grad = torch.tensor([[1e-3]])
     optimizer.step()
     assert math.isclose(float(weight.detach()), 1.9, abs_tol=1e-4)
