@@ -76,3 +76,8 @@ def as_tuple(value: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
     if len(items) != check_spatial_dims(spatial_dims):
         raise InputError(f"expected {spatial_dims} values, one per spatial axis, got {items}")
     return items
+
+
+def exporting() -> bool:
+    """Return True while a graph is being traced for another engine; layers then take their plainest form."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from segscse.nets.dims import exporting
+
 
 class InstanceNorm(nn.Module):
     """Instance normalisation for `(B, C, *S)` (Ulyanov et al., arXiv 1607.08022), affine, without running statistics.
@@ -27,7 +29,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise each sample and channel over space: `(B, C, *S)` to the same shape."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or exporting():
             return torch.nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
         return _PerSampleNorm.apply(x, self.weight, self.bias, self.eps)
 
