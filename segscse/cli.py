@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from segscse.types import Progress
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Engine = Literal["auto", "torch", "openvino", "onnxruntime", "onnx"]
+ExportEngine = Literal["openvino", "onnxruntime", "onnx"]
 Labels = Annotated[Path | None, Parameter(name="--labels")]
 Configs = Annotated[list[Path] | None, Parameter(name="--config", negative="")]
 
 app = App(
     name="segscse",
-    help="Medical image segmentation with attention U-Nets: check, plan, train, predict, evaluate.",
+    help="Medical image segmentation with attention U-Nets: check, plan, train, predict, export, evaluate.",
     version=__version__,
     suppress_keyboard_interrupt=False,  # `run` answers it
 )
@@ -181,6 +183,7 @@ def predict(
     out: Path,
     tta: bool = False,
     probabilities: bool = False,
+    engine: Engine = "auto",
     device: Device = "auto",
 ) -> int:
     """Segment scans; label maps come back on each scan's own grid.
@@ -191,17 +194,55 @@ def predict(
         out: Folder for the label maps, <case>.nii.gz.
         tta: Average over mirrored inputs: better by a little, up to 8 times slower.
         probabilities: Also write probabilities/<case>.nii.gz, (X, Y, Z, label) float32.
+        engine: What computes the network; auto takes the fastest of those that the model was exported for, or torch.
         device: Where to run.
     """
     from segscse.inference.predictor import load, predict_files
+    from segscse.inference.select import describe
 
-    predictor = load(model, device=device, mirror=tta)
+    predictor = load(model, device=device, engine=_engine(engine), mirror=tta)
+    _say(f"engine: {predictor.engine}" + (f" ({describe(predictor.trials)})" if predictor.trials else ""))
     with _bar(_console(), "predicting") as progress:
         written, failures = predict_files(predictor, inputs, out, probabilities=probabilities, progress=progress)
     for failure in failures:
         sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
     _say(f"{len(written)} label maps in {out}" + (f", {len(failures)} cases failed" if failures else ""))
     return 2 if failures else 0
+
+
+@app.command
+def export(
+    model: Path,
+    /,
+    *,
+    out: Path,
+    engine: Annotated[list[ExportEngine] | None, Parameter(name=("--engine", "--format"), negative="")] = None,
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    calibrate: Annotated[list[Path] | None, Parameter(negative="")] = None,
+) -> None:
+    """Write a model for OpenVINO or ONNX Runtime: one folder with all that prediction needs, compared with PyTorch.
+
+    Args:
+        model: Run folder or model folder.
+        out: The new folder.
+        engine: openvino (the default) or onnx; repeat for both.
+        precision: Of OpenVINO; bf16 is half precision where the hardware has it; int8 needs --calibrate.
+        calibrate: Scans, or folders of scans, to calibrate int8 with and to compare on.
+    """
+    from segscse.inference.export import export_model
+
+    engines = [_engine(name) for name in engine or ["openvino"]]
+    with _bar(_console(), "reading") as progress:
+        exported = export_model(
+            model, out, engines=engines, precision=precision, calibrate=calibrate or (), progress=progress
+        )
+    for graph in exported.engines:
+        for ran, parity in graph.parity.items():
+            _say(
+                f"{graph.engine} {ran}: logits differ from PyTorch's by {parity['error']:.2g} of their spread, "
+                f"{100 * parity['flipped']:.2g} % of the foreground by label ({parity['windows']} windows)"
+            )
+    _say(f"model: {out}")
 
 
 @app.command
@@ -294,6 +335,10 @@ def _fold(text: str) -> int | None:
     if not text.isdigit():
         raise InputError(f"--fold must be a number or 'all', got {text!r}")
     return int(text)
+
+
+def _engine(name: str) -> str:
+    return "onnxruntime" if name == "onnx" else name  # the format's name stands for what runs it
 
 
 def _say(text: str) -> None:

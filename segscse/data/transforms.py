@@ -1,34 +1,24 @@
-"""From files to network input: MONAI transforms that load, orient, crop, resample and normalise as a plan says."""
+"""From files to network input: read, orient, crop, resample and normalise as a plan says."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
+import nibabel as nib
 import numpy as np
 import torch
-from monai.config import PathLike
-from monai.data import ImageReader, MetaTensor
-from monai.transforms import (
-    Compose,
-    CropForegroundd,
-    LoadImaged,
-    MapTransform,
-    Orientationd,
-    Spacingd,
-)
 
 from segscse.data.examine import intensity_problem, read_channels
-from segscse.data.geometry import affine_problem, orthogonal
+from segscse.data.geometry import affine_problem, orthogonal, same_grid, to_canonical
 from segscse.data.io import Volume, read_labels
 from segscse.data.plan import Normalisation, Plan
+from segscse.data.resample import resample, zoom_grid
 from segscse.errors import InputError
 
 # Goes into the key of cached cases: raise it when the result of `preprocess` changes.
-PREPROCESSING_VERSION = 1
-CANONICAL = (("L", "R"), ("P", "A"), ("I", "S"))
+PREPROCESSING_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,70 +38,6 @@ class Prepared:
     source: Volume
 
 
-class ChannelReader(ImageReader):
-    """Reads a case's channel files for MONAI's `LoadImaged`, by `segscse.data.io`, which refuses damaged ones.
-
-    Handed over at the call, not at construction: there `LoadImaged` would try its other readers on a file that
-    this one refuses.
-
-    Args:
-        plan: the channels that a case must have.
-
-    Attributes:
-        source: the first file's volume, once read.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.source: Volume | None = None
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Return True: what cannot be read is refused, with a reason, on reading."""
-        return True
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, Volume]:
-        """Return `(C, X, Y, Z)` intensities and the first file's volume."""
-        channels, self.source = read_channels([Path(str(path)) for path in cast(Sequence[PathLike], data)])
-        return check_channels(channels, self.source, self.plan), self.source
-
-    def get_data(self, img: tuple[np.ndarray, Volume]) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the array and the metadata that MONAI's transforms go by."""
-        array, volume = img
-        affine = orthogonal(volume.affine)
-        return np.array(array, np.float32, order="C"), {
-            "affine": affine,
-            "original_affine": affine,
-            "spatial_shape": np.array(array.shape[1:]),
-            "original_channel_dim": 0,
-            "space": "RAS",
-        }
-
-
-class LabelReader(ChannelReader):
-    """Reads a label map as `(1, X, Y, Z)` numbers of output channels."""
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, Volume]:
-        """Return the channel numbers and the label map's volume."""
-        volume = read_labels(Path(str(cast(Sequence[PathLike], data)[0])))
-        return label_channels(volume, self.plan.label_ids)[None], volume
-
-
-class Normalised(MapTransform):
-    """Normalise each channel as the plan's `Normalisation` says."""
-
-    def __init__(self, keys: Sequence[str], schemes: Sequence[Normalisation]) -> None:
-        super().__init__(keys)
-        self.schemes = tuple(schemes)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return `data` with the images normalised."""
-        out = dict(data)
-        for key in self.key_iterator(out):
-            for number, scheme in enumerate(self.schemes):
-                out[key][number] = normalise(out[key][number], scheme)
-        return out
-
-
 def normalise(channel: torch.Tensor, scheme: Normalisation) -> torch.Tensor:
     """Return one channel normalised; a constant image becomes zero."""
     if scheme.scheme == "ct":
@@ -121,34 +47,15 @@ def normalise(channel: torch.Tensor, scheme: Normalisation) -> torch.Tensor:
     return ((channel - mean) / std.clamp(min=1e-8)).to(channel.dtype)
 
 
-def preprocessing(plan: Plan, *, with_label: bool) -> Compose:
-    """Return the transforms that make a loaded `{"image", "label"}` ready for the network."""
-    keys = ["image", "label"] if with_label else ["image"]
-    modes = ["bilinear", "nearest"][: len(keys)]
-    # MONAI keeps an axis's own spacing where the target is not positive: slices are not mixed in 2D.
-    target = [-1.0 if axis == plan.slice_axis else size for axis, size in enumerate(plan.spacing_mm)]
-    return Compose(
-        [
-            Orientationd(keys, axcodes="RAS", labels=CANONICAL),
-            CropForegroundd(keys, source_key="image", select_fn=_above_minimum, margin=1, allow_smaller=True),
-            Spacingd(keys, pixdim=target, mode=modes, padding_mode="border", dtype=np.float32),
-            Normalised(["image"], plan.normalisation),
-        ]
-    )
-
-
 def preprocess(images: Sequence[Path], label: Path | None, plan: Plan) -> Prepared:
     """Load one case and bring it to the plan's grid and intensities.
 
     Raises:
         InputError: a file cannot be used.
     """
-    reader = ChannelReader(plan)
-    data = {"image": _load([str(path) for path in images], reader)}
-    if label is not None:
-        data["label"] = _load(str(label), LabelReader(plan))
-    assert reader.source is not None  # it has read the image
-    return _run(data, reader.source, plan)
+    channels, source = read_channels(images)
+    ids = None if label is None else read_labels(label)
+    return _prepare(check_channels(channels, source, plan), source, ids, plan)
 
 
 def preprocess_array(array: np.ndarray, affine: np.ndarray, plan: Plan) -> Prepared:
@@ -168,9 +75,7 @@ def preprocess_array(array: np.ndarray, affine: np.ndarray, plan: Plan) -> Prepa
         raise InputError(f"the affine cannot be used: {affine_problem(affine) or affine.shape}")
     channels = np.moveaxis(array if array.ndim == 4 else array[..., None], -1, 0)
     source = Volume(array, affine)
-    # A copy, so that no transform writes into the caller's array.
-    copied = np.array(check_channels(channels, source, plan), np.float32, order="C")
-    return _run({"image": MetaTensor(torch.from_numpy(copied), affine=torch.tensor(orthogonal(affine)))}, source, plan)
+    return _prepare(check_channels(channels, source, plan), source, None, plan)
 
 
 def check_channels(channels: np.ndarray, source: Volume, plan: Plan) -> np.ndarray:
@@ -190,22 +95,42 @@ def check_channels(channels: np.ndarray, source: Volume, plan: Plan) -> np.ndarr
     return channels
 
 
-def _load(files: str | list[str], reader: ImageReader) -> MetaTensor:
-    loader = LoadImaged(["file"], image_only=True, ensure_channel_first=True, expanduser=False)
-    return cast(MetaTensor, loader({"file": files}, reader)["file"])
+def _prepare(channels: np.ndarray, source: Volume, label: Volume | None, plan: Plan) -> Prepared:
+    """Orient, crop, resample and normalise `(C, X, Y, Z)` channels; nothing is written into the source's array."""
+    oriented, affine = to_canonical(np.moveaxis(channels, 0, -1), orthogonal(source.affine))
+    image = torch.from_numpy(np.array(np.moveaxis(oriented, -1, 0), np.float32, order="C"))
+    box = _foreground_box(image)
+    affine = affine @ nib.affines.from_matvec(np.eye(3), [side.start for side in box])
+    # In 2D slices are not mixed: their axis keeps its own spacing.
+    target = [None if axis == plan.slice_axis else size for axis, size in enumerate(plan.spacing_mm)]
+    places, zoomed = zoom_grid([side.stop - side.start for side in box], affine, target)
+    image = resample(image[(slice(None), *box)], places, "linear").contiguous()
+    for number, scheme in enumerate(plan.normalisation):
+        image[number] = normalise(image[number], scheme)
+    numbers = None if label is None else _label_on(label, plan, box, places, affine)
+    return Prepared(image, numbers, zoomed, source)
 
 
-def _run(data: dict[str, MetaTensor], source: Volume, plan: Plan) -> Prepared:
-    labelled = "label" in data
-    with torch.no_grad():
-        out = cast(dict[str, MetaTensor], preprocessing(plan, with_label=labelled)(data))
-    image = out["image"]
-    return Prepared(
-        image=image.as_tensor().contiguous(),
-        label=out["label"].as_tensor()[0].to(_label_dtype(len(plan.labels))) if labelled else None,
-        affine=np.asarray(image.affine, np.float64),
-        source=source,
-    )
+def _label_on(
+    label: Volume, plan: Plan, box: tuple[slice, ...], places: Sequence[np.ndarray], affine: np.ndarray
+) -> torch.Tensor:
+    """Return the label map's channel numbers `(X, Y, Z)` at the places where the image was sampled.
+
+    Raises:
+        InputError: the two lie on different grids.
+    """
+    numbers, own_affine = to_canonical(label_channels(label, plan.label_ids), orthogonal(label.affine))
+    cropped = numbers[box]
+    shape = [side.stop - side.start for side in box]
+    own_affine = own_affine @ nib.affines.from_matvec(np.eye(3), [side.start for side in box])
+    if difference := same_grid(shape, affine, cropped.shape, own_affine):
+        raise InputError(
+            f"label and image lie on different grids ({difference})",
+            file=label.path,
+            remedy="Resample the label map onto the image",
+        )
+    kept = torch.from_numpy(np.array(cropped, order="C")).to(_label_dtype(len(plan.labels)))
+    return resample(kept[None], places, "nearest")[0].contiguous()
 
 
 def label_channels(label: Volume, ids: Sequence[int]) -> np.ndarray:
@@ -230,8 +155,15 @@ def _label_dtype(n_labels: int) -> torch.dtype:
     return torch.uint8 if n_labels <= 256 else torch.int16
 
 
-def _above_minimum(image: torch.Tensor) -> torch.Tensor:
-    """Select what is not background padding: above the minimum in any channel; everything in a constant image."""
-    flat = image.flatten(1).amin(dim=1).reshape(-1, *[1] * (image.ndim - 1))
-    above = image > flat
-    return above if above.any() else torch.ones_like(above)
+def _foreground_box(image: torch.Tensor) -> tuple[slice, ...]:
+    """Return the box of what is not background padding, and one voxel around it, of an image `(C, X, Y, Z)`.
+
+    Foreground is above the minimum in any channel; a constant image is all foreground.
+    """
+    above = (image > image.flatten(1).amin(dim=1).reshape(-1, *[1] * (image.ndim - 1))).any(dim=0)
+    box = []
+    for axis in range(above.ndim):
+        others = [other for other in range(above.ndim) if other != axis]
+        hits = above.amax(dim=others).nonzero().flatten().tolist() or [0, above.shape[axis] - 1]
+        box.append(slice(max(0, hits[0] - 1), min(above.shape[axis], hits[-1] + 2)))
+    return tuple(box)

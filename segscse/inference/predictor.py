@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +15,12 @@ from segscse.data.io import Volume, as_labels, write_image
 from segscse.data.plan import Plan
 from segscse.data.transforms import Prepared, preprocess, preprocess_array
 from segscse.errors import InputError
-from segscse.hardware import autocast, pick_device, pick_precision
+from segscse.hardware import pick_precision
+from segscse.inference.engines import Engine, TorchEngine
 from segscse.inference.model_folder import load_model
 from segscse.inference.restore import restore, restore_probabilities
+from segscse.inference.select import Trial, load_engine, trained_precision
 from segscse.inference.sliding_window import predict_volume
-from segscse.nets.build import build_unet
-from segscse.nets.dims import channels_last, network_to_channels_last
 from segscse.types import Progress
 
 ArrayImage = tuple[np.ndarray, np.ndarray]
@@ -53,16 +53,16 @@ class Predictor:
     """Segments scans with a trained network.
 
     Args:
-        network: the U-Net, with its weights.
+        network: the U-Net, with its weights, or an engine that runs it.
         plan: preprocessing, window and labels.
         provenance: what the training run recorded.
-        device: where to run.
+        device: where PyTorch runs; an engine knows its own.
         mirror: average over mirrored inputs (test-time augmentation); 8 times the work in 3D.
     """
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: torch.nn.Module | Engine,
         plan: Plan,
         *,
         provenance: Mapping[str, Any],
@@ -71,10 +71,13 @@ class Predictor:
     ) -> None:
         self.plan = plan
         self.provenance = provenance
-        self.device = device
+        if not isinstance(network, Engine):
+            precision = pick_precision(trained_precision(provenance), device)
+            network = TorchEngine(network, device, precision, plan.spatial_dims)
+        self.engine = network
+        self.device = network.device
         self.mirror = mirror
-        self.precision = pick_precision(_trained_precision(provenance), device)
-        self.network = network_to_channels_last(network.eval().to(device), plan.spatial_dims)
+        self.trials: tuple[Trial, ...] = ()
 
     def predict(
         self, image: str | Path | Sequence[str | Path] | ArrayImage, *, probabilities: bool = False
@@ -103,15 +106,14 @@ class Predictor:
     @torch.inference_mode()
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Return the logits `(K, X, Y, Z)` of a preprocessed image `(C, X, Y, Z)`."""
-        with autocast(self.device, self.precision):
-            return predict_volume(
-                image.to(self.device),
-                lambda windows: self.network(channels_last(windows)),
-                window=self.plan.patch_size,
-                slice_axis=self.plan.slice_axis,
-                mirror_axes=self.plan.mirror_axes if self.mirror else (),
-                batch_size=self.plan.batch_size,
-            )
+        return predict_volume(
+            image.to(self.device),
+            self.engine,
+            window=self.plan.patch_size,
+            slice_axis=self.plan.slice_axis,
+            mirror_axes=self.plan.mirror_axes if self.mirror else (),
+            batch_size=self.plan.batch_size,
+        )
 
     def _prepare(self, image: str | Path | Sequence[str | Path] | ArrayImage) -> Prepared:
         if isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], np.ndarray):
@@ -122,30 +124,23 @@ class Predictor:
         return prepared
 
 
-def load(path: str | Path, *, device: str = "auto", mirror: bool = False) -> Predictor:
-    """Load a model from a run folder or a model folder; reads safetensors and JSON, executes nothing.
+def load(path: str | Path, *, device: str = "auto", engine: str = "auto", mirror: bool = False) -> Predictor:
+    """Load a model from a run folder or a model folder; reads safetensors, JSON and graphs, executes no code of them.
 
     Args:
         path: the folder.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        engine: `auto`, `torch`, `openvino` or `onnxruntime`; see `segscse.inference.select.load_engine`.
         mirror: average over mirrored inputs.
 
     Raises:
         InputError: no model there, or its weights do not fit its description.
     """
     model = load_model(path)
-    try:
-        network = build_unet(model.network)
-        network.load_state_dict(model.weights)
-    except InputError:
-        raise
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"weights and description do not fit ({str(error).splitlines()[0]})",
-            file=path,
-            remedy="Copy the model folder again",
-        ) from error
-    return Predictor(network, model.plan, provenance=model.provenance, device=pick_device(device), mirror=mirror)
+    chosen, trials = load_engine(model, engine, device)
+    predictor = Predictor(chosen, model.plan, provenance=model.provenance, device=chosen.device, mirror=mirror)
+    predictor.trials = trials
+    return predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +183,6 @@ def predict_files(
         if progress is not None:
             progress(done, len(cases))
     return written, failures
-
-
-def _trained_precision(provenance: Mapping[str, Any]) -> Literal["auto", "bf16", "fp32"]:
-    """Return `fp32` for a model that its maker asked to train in 32 bit, else `auto`."""
-    train = provenance.get("config", {}).get("train", {})
-    return "fp32" if train.get("precision") == "fp32" else "auto"
 
 
 def as_labels_of(ids: np.ndarray, plan: Plan) -> np.ndarray:

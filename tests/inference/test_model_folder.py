@@ -54,7 +54,7 @@ def test_a_run_folder_stands_for_its_model(folder):
 def test_the_description_is_plain_json_and_the_folder_holds_two_files(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
     assert list(json.loads((folder / "model.json").read_text())) == [
-        *("format", "version", "plan", "network", "provenance")
+        *("format", "version", "plan", "network", "provenance", "postprocessing", "engines", "sha256")
     ]
 
 
