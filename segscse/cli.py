@@ -183,6 +183,7 @@ def predict(
     out: Path,
     tta: bool = False,
     probabilities: bool = False,
+    format: Literal["nifti", "input"] = "nifti",  # noqa: A002, the flag's name
     engine: Engine = "auto",
     device: Device = "auto",
 ) -> int:
@@ -190,10 +191,11 @@ def predict(
 
     Args:
         model: Run folder or model folder.
-        inputs: Images, folders of images, or CSV files (case,image[,image2...]).
+        inputs: Images, DICOM series folders, folders of either, or CSV files (case,image[,image2...]).
         out: Folder for the label maps, <case>.nii.gz.
         tta: Average over mirrored inputs: better by a little, up to 8 times slower.
         probabilities: Also write probabilities/<case>.nii.gz, (X, Y, Z, label) float32.
+        format: nifti, or input for each scan's own format (DICOM SEG for a DICOM series).
         engine: What computes the network; auto takes the fastest of those that the model was exported for, or torch.
         device: Where to run.
     """
@@ -203,7 +205,9 @@ def predict(
     predictor = load(model, device=device, engine=_engine(engine), mirror=tta)
     _say(f"engine: {predictor.engine}" + (f" ({describe(predictor.trials)})" if predictor.trials else ""))
     with _bar(_console(), "predicting") as progress:
-        written, failures = predict_files(predictor, inputs, out, probabilities=probabilities, progress=progress)
+        written, failures = predict_files(
+            predictor, inputs, out, probabilities=probabilities, form=format, progress=progress
+        )
     for failure in failures:
         sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
     _say(f"{len(written)} label maps in {out}" + (f", {len(failures)} cases failed" if failures else ""))

@@ -1,4 +1,4 @@
-"""Resampling along voxel axes: linear or nearest, one axis after the other, exact where a grid point falls on a voxel."""
+"""Resampling along voxel axes, linear or nearest, one axis after the other; exact where a place falls on a voxel."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def zoom_grid(
         spacing_mm: voxel size per axis; None keeps the axis as it is. So does one that moves no voxel visibly.
     """
     out = affine.copy()
-    places = []
+    places: list[np.ndarray] = []
     for axis, (extent, target) in enumerate(zip(shape, spacing_mm, strict=True)):
         own = float(np.linalg.norm(affine[:3, axis]))
         step = 1.0 if target is None else target / own

@@ -1,4 +1,4 @@
-"""The model folder: `model.json`, `model.safetensors` and exported graphs; numbers and names, nothing that could run."""
+"""The model folder: `model.json`, `model.safetensors`, exported graphs; numbers and names, nothing that could run."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch
 
 from segscse.data.index import find_inputs
 from segscse.data.io import Volume, as_labels, write_image
+from segscse.data.output import OutputFormat, output_suffix, write_labels
 from segscse.data.plan import Plan
 from segscse.data.transforms import Prepared, preprocess, preprocess_array
 from segscse.errors import InputError
@@ -45,8 +46,11 @@ class Segmentation:
     source: Volume
 
     def save(self, path: str | Path) -> None:
-        """Write the label map as NIfTI with the scan's affine, transform codes and units, atomically."""
-        write_image(path, self.array, self.source)
+        """Write the label map on the scan's grid, atomically: NIfTI, or another format by the suffix of `path`.
+
+        See `segscse.data.output.write_labels`.
+        """
+        write_labels(path, self.array, self.source, self.labels)
 
 
 class Predictor:
@@ -157,9 +161,12 @@ def predict_files(
     out: Path,
     *,
     probabilities: bool = False,
+    form: OutputFormat = "nifti",
     progress: Progress | None = None,
 ) -> tuple[list[Path], list[Failure]]:
     """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
+
+    With `form="input"` each label map has its scan's format; see `segscse.data.output.output_suffix`.
 
     Probabilities go to `out/probabilities/<case>.nii.gz`, `(X, Y, Z, K)` float32.
 
@@ -172,11 +179,12 @@ def predict_files(
     for done, (name, files) in enumerate(cases.items(), start=1):
         try:
             segmentation = predictor.predict(list(files), probabilities=probabilities)
-            segmentation.save(out / f"{name}.nii.gz")
+            label_map = out / f"{name}{output_suffix(segmentation.source, form)}"
+            segmentation.save(label_map)
             if segmentation.probabilities is not None:
                 file = out / "probabilities" / f"{name}.nii.gz"
                 write_image(file, segmentation.probabilities, segmentation.source)
-            written.append(out / f"{name}.nii.gz")
+            written.append(label_map)
         except (InputError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError when memory runs out
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             failures.append(Failure(name, reason))
@@ -194,7 +202,7 @@ def as_labels_of(ids: np.ndarray, plan: Plan) -> np.ndarray:
 def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
     for files in cases.values():
         for file in files:
-            if file.resolve().parent == out.resolve():
+            if out.resolve() in (file.resolve(), file.resolve().parent):
                 raise InputError(
                     "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
                 )

@@ -60,7 +60,11 @@ def quantise(model: Any, windows: Sequence[torch.Tensor]) -> Any:
     try:
         with quiet():
             return nncf.quantize(
-                model, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(windows), fast_bias_correction=True
+                model,
+                dataset,
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(windows),
+                fast_bias_correction=True,
             )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[-300:]
