@@ -59,13 +59,8 @@ def quantise(model: Any, windows: Sequence[torch.Tensor]) -> Any:
     dataset = nncf.Dataset([window.numpy() for window in windows])
     try:
         with quiet():
-            return nncf.quantize(
-                model,
-                dataset,
-                preset=nncf.QuantizationPreset.MIXED,
-                subset_size=len(windows),
-                fast_bias_correction=True,
-            )
+            preset = nncf.QuantizationPreset.MIXED
+            return nncf.quantize(model, dataset, preset=preset, subset_size=len(windows))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[-300:]
         raise InputError(f"NNCF cannot quantise the network ({reason})", remedy="Export without int8") from error

@@ -22,7 +22,7 @@ REPEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What `auto` found out about an engine: milliseconds a window, or why it was not taken."""
+    """What `auto` found out about an engine: milliseconds a window, or why it was not taken (then infinite)."""
 
     engine: str
     ms_per_window: float
@@ -135,17 +135,18 @@ def _fastest(model: ModelFolder, device: str) -> tuple[Engine, tuple[Trial, ...]
     windows = probe_windows(model.plan, 2)
     reference = reference_engine(torch_engine.network, model.plan, torch_engine.device)
     expected = [reference(window) for window in windows]
-    best, shortest, trials = torch_engine, float("inf"), []
     batch = windows[0].expand(model.plan.batch_size, *windows[0].shape[1:]).contiguous()
-    for candidate in (torch_engine, *graphs):
+    best: Engine = torch_engine
+    shortest = _seconds(torch_engine, batch)
+    trials = [Trial(str(torch_engine), 1000 * shortest / len(batch))]
+    for graph in graphs:
         try:
-            engine = candidate if isinstance(candidate, TorchEngine) else _open(model, candidate)
+            engine = _open(model, graph)
         except InputError as error:
-            trials.append(Trial(candidate.engine, float("nan"), error.problem))  # type: ignore[union-attr]
+            trials.append(Trial(graph.engine, float("inf"), error.problem))
             continue
-        problem = None if engine is torch_engine else compare(engine, expected, windows).problem(engine.precision)
-        if problem is not None:
-            trials.append(Trial(str(engine), float("nan"), problem))
+        if problem := compare(engine, expected, windows).problem(engine.precision):
+            trials.append(Trial(str(engine), float("inf"), problem))
             continue
         seconds = _seconds(engine, batch)
         trials.append(Trial(str(engine), 1000 * seconds / len(batch)))

@@ -217,9 +217,7 @@ class TestShapesAndTypes:
         sitk.WriteImage(sitk.GetImageFromArray(rng.normal(size=(20, 20, 20))), str(tmp_path / f"a{suffix}"))
         content = (tmp_path / f"a{suffix}").read_bytes()
         (tmp_path / f"a{suffix}").write_bytes(content[: len(content) // 2])
-        with pytest.raises(
-            InputError, match=r"is cut short: its header announces 64000 bytes of voxels, the file holds"
-        ):
+        with pytest.raises(InputError, match="is cut short: its header announces 64000 bytes of voxels"):
             read_image(tmp_path / f"a{suffix}")
 
 
