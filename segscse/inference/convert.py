@@ -74,8 +74,12 @@ def _converting(target: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the converters' notes to developers from a user's terminal."""
-    previous = logging.root.manager.disable
+    """Keep the converters' notes to developers from a user's terminal, and their hands off the logging of others.
+
+    OpenVINO's converter sets the root logger's level, filters and handlers.
+    """
+    root = logging.root
+    previous, level, filters, handlers = root.manager.disable, root.level, root.filters[:], root.handlers[:]
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -83,3 +87,5 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(previous)
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
