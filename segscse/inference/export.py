@@ -48,10 +48,10 @@ def export_model(
         InputError: a package is missing, the network cannot be converted, or its output differs too much.
     """
     model = load_model(run)
-    _check(engines, precision, calibrate)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("exists already", file=out, remedy="Give another folder with --out")
+    _check(engines, precision, calibrate)
     chosen = "fp32" if precision == "auto" and trained_precision(model.provenance) == "fp32" else precision
     network = build_network(model)
     calibration, windows = _windows(model, calibrate, progress)
