@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from segscse.types import Progress
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Engine = Literal["auto", "torch", "openvino", "onnxruntime", "onnx"]
+ExportEngine = Literal["openvino", "onnxruntime", "onnx"]
 Labels = Annotated[Path | None, Parameter(name="--labels")]
 Configs = Annotated[list[Path] | None, Parameter(name="--config", negative="")]
 
 app = App(
     name="segscse",
-    help="Medical image segmentation with attention U-Nets: check, plan, train, predict, evaluate.",
+    help="Medical image segmentation with attention U-Nets: check, plan, train, predict, export, evaluate.",
     version=__version__,
     suppress_keyboard_interrupt=False,  # `run` answers it
 )
@@ -202,6 +204,8 @@ def predict(
     foreground_only: bool = False,
     resume: bool = False,
     memory: str | None = None,
+    format: Literal["nifti", "input"] = "nifti",  # noqa: A002, the flag's name
+    engine: Engine = "auto",
     device: Device = "auto",
 ) -> int:
     """Segment scans; label maps come back on each scan's own grid.
@@ -210,7 +214,7 @@ def predict(
 
     Args:
         model: Run folder or model folder.
-        inputs: Images, folders of images, or CSV files (case,image[,image2...]).
+        inputs: Images, DICOM series folders, folders of either, or CSV files (case,image[,image2...]).
         out: Folder for the label maps, <case>.nii.gz.
         ensemble: A further run or model whose probabilities are averaged with the first's; may be given repeatedly.
         tta: Average over mirrored inputs: better by a little, up to 8 times slower.
@@ -220,6 +224,8 @@ def predict(
         foreground_only: Leave out windows that hold nothing but background air; no other voxel changes by it.
         resume: Leave out cases whose label map is there, made from the same scan, model and settings.
         memory: Limit such as 4GB, which the batch and the rows that are open at once are chosen for.
+        format: nifti, or input for each scan's own format (DICOM SEG for a DICOM series).
+        engine: What computes the network; auto takes the fastest of those that the model was exported for, or torch.
         device: Where to run.
     """
     from segscse.inference.memory import parse_bytes
@@ -228,12 +234,23 @@ def predict(
     from segscse.inference.segment import Options
 
     limit = None if memory is None else parse_bytes(memory)
-    models = [load(folder, device=device, mirror=tta) for folder in (model, *(ensemble or ()))]
+    folders = (model, *(ensemble or ()))
+    models = [load(folder, device=device, engine=_engine(engine), mirror=tta) for folder in folders]
+    for one in models:
+        _say(f"engine: {one.chosen}")
     predictor = models[0] if len(models) == 1 else Ensemble(models)
     options = Options(probabilities=probabilities, uncertainty=uncertainty, foreground_only=foreground_only)
     with _bar(_console(), "predicting") as progress:
         outcome = predict_files(
-            predictor, inputs, out, options=options, resume=resume, memory=limit, say=_say, progress=progress
+            predictor,
+            inputs,
+            out,
+            options=options,
+            form=format,
+            resume=resume,
+            memory=limit,
+            say=_say,
+            progress=progress,
         )
     for failure in outcome.failures:
         sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
@@ -244,6 +261,41 @@ def predict(
     parts += [f"{len(outcome.failures)} cases failed"] if outcome.failures else []
     _say(", ".join(parts))
     return 2 if outcome.failures else 0
+
+
+@app.command
+def export(
+    model: Path,
+    /,
+    *,
+    out: Path,
+    engine: Annotated[list[ExportEngine] | None, Parameter(name=("--engine", "--format"), negative="")] = None,
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    calibrate: Annotated[list[Path] | None, Parameter(negative="")] = None,
+) -> None:
+    """Write a model for OpenVINO or ONNX Runtime: one folder with all that prediction needs, compared with PyTorch.
+
+    Args:
+        model: Run folder or model folder.
+        out: The new folder.
+        engine: openvino (the default) or onnx; repeat for both.
+        precision: Of OpenVINO; bf16 is half precision where the hardware has it; int8 needs --calibrate.
+        calibrate: Scans, or folders of scans, to calibrate int8 with and to compare on.
+    """
+    from segscse.inference.export import export_model
+
+    engines = [_engine(name) for name in engine or ["openvino"]]
+    with _bar(_console(), "reading") as progress:
+        exported = export_model(
+            model, out, engines=engines, precision=precision, calibrate=calibrate or (), progress=progress
+        )
+    for graph in exported.engines:
+        for ran, parity in graph.parity.items():
+            _say(
+                f"{graph.engine} {ran}: logits differ from PyTorch's by {parity['error']:.2g} of their spread, "
+                f"{100 * parity['flipped']:.2g} % of the foreground by label ({parity['windows']} windows)"
+            )
+    _say(f"model: {out}")
 
 
 @app.command
@@ -475,6 +527,10 @@ def _tolerance(text: str) -> float | dict[int, float]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{flag} must be a number of mm, or label=mm separated by commas, got {text!r}") from error
+
+
+def _engine(name: str) -> str:
+    return "onnxruntime" if name == "onnx" else name  # the format's name stands for what runs it
 
 
 def _say(text: str) -> None:

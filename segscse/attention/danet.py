@@ -48,7 +48,9 @@ class ChannelAffinity(AttentionBlock):
         """Return `x` plus its weighted sums, `(B, C, *S)`."""
         with no_autocast(x):
             rows = fp32(x.flatten(2))
-            mixed = (self._affinity(rows) @ rows).reshape(x.shape)
+            # Transposed, so that OpenVINO does not take softmax(-energy) for attention with scale -1, which it
+            # computes wrongly.
+            mixed = (rows.transpose(1, 2) @ self._affinity(rows).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
             return (fp32(x) + fp32(self.gamma) * mixed).to(x.dtype)
 
 
@@ -88,6 +90,7 @@ class PositionAffinity(AttentionBlock):
         """Return `x` plus its weighted sums, `(B, C, *S)`."""
         with no_autocast(x):
             tokens = x.flatten(2).transpose(1, 2)  # (B, N, C), a view in either memory format
-            query, key, value = (linear_fp32(tokens, part) for part in (self.query, self.key, self.value))
-            mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+            parts = (self.query, self.key, self.value)
+            query, key, value = (linear_fp32(tokens, part).unsqueeze(1) for part in parts)  # one head
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)
             return (fp32(x) + fp32(self.gamma) * mixed.transpose(1, 2).reshape(x.shape)).to(x.dtype)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segscse.data.io import image_stem, image_suffix, list_images
+from segscse.data.dicom import is_series
+from segscse.data.io import image_stem, is_image, list_images
 from segscse.errors import InputError
 from segscse.files import read_json
 
@@ -169,7 +170,7 @@ def _msd_cases(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], 
         image, label = _inside(root, entry["image"], file), _inside(root, entry["label"], file)
         case = Case(image_stem(image), (image,), label, str(entry.get("subject", image_stem(image))))
         cases.append(case)
-        problems += [(case.id, str(p), "is listed but missing") for p in (image, label) if not p.is_file()]
+        problems += [(case.id, str(p), "is listed but missing") for p in (image, label) if not p.exists()]
     listed = {path.resolve() for case in cases for path in case.images}
     for path in list_images(root / "imagesTr").values() if (root / "imagesTr").is_dir() else ():
         if path.resolve() not in listed:
@@ -226,7 +227,7 @@ def _from_csv(path: Path) -> DatasetIndex:
         files = [path.parent / row[name] for name in (*image_columns, "label")]
         case = Case(row["case"], tuple(files[:-1]), files[-1], row.get("subject") or row["case"])
         cases.append(case)
-        problems += [(case.id, str(p), f"is listed in line {line} but missing") for p in files if not p.is_file()]
+        problems += [(case.id, str(p), f"is listed in line {line} but missing") for p in files if not p.exists()]
     return DatasetIndex(path.parent, "csv", tuple(sorted(cases, key=lambda c: c.id)), {}, (), tuple(problems))
 
 
@@ -273,7 +274,7 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     single: dict[str, Path] = {}
     sources = []
     for path in paths:
-        if path.is_dir():
+        if path.is_dir() and not is_series(path):
             sources.append(_grouped(list_images(path), channels))
         elif path.suffix == ".csv":
             sources.append(_csv_inputs(path))
@@ -285,7 +286,7 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
             if name in cases:
                 raise InputError(f"two inputs are named {name!r}", file=files[0], remedy="Predict them separately")
             cases[name] = files
-    missing = [path for files in cases.values() for path in files if not path.is_file() or not image_suffix(path)]
+    missing = [path for files in cases.values() for path in files if not is_image(path)]
     if missing:
         raise InputError("is no image file", file=missing[0], remedy="Check the path")
     if not cases:

@@ -1,28 +1,29 @@
-"""Reading and writing volumes: NIfTI and MGH by nibabel, NRRD and MetaImage by SimpleITK, nothing half-read."""
+"""Reading volumes: NIfTI and MGH by nibabel, NRRD, MetaImage and DICOM series by SimpleITK, nothing half-read."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.freesurfer.mghformat import MGHError
+from nibabel.freesurfer.mghformat import MGHError, MGHHeader
 from nibabel.spatialimages import HeaderDataError
 
+from segscse.data.dicom import is_series, read_series
 from segscse.data.geometry import affine_problem, same_grid
+from segscse.data.text_header import MAX_BYTES, TextHeader, read_text_header
 from segscse.errors import InputError
 from segscse.files import atomic_path
 
 NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
-SITK_SUFFIXES = (".nrrd", ".mha", ".mhd")
+SITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIBABEL_SUFFIXES + SITK_SUFFIXES
-MAX_BYTES = 64 * 2**30
 _IMAGE_CLASS: dict[str, Any] = {".mgz": nib.MGHImage, ".mgh": nib.MGHImage}
 _POINTERS = {b"version https://git-lfs": "a git-lfs pointer", b"/annex/": "a git-annex pointer"}
 
@@ -34,16 +35,19 @@ class Volume:
     Attributes:
         array: voxels `(X, Y, Z)` or `(X, Y, Z, C)`.
         affine: `(4, 4)`, voxel index to RAS millimetres.
-        header: the NIfTI header, when the file was NIfTI; its codes and units return to the output.
+        header: the header of the file, whose geometry returns to the output: NIfTI's or MGH's as nibabel has them,
+            NRRD's and MetaImage's as text; None for arrays and DICOM.
         path: where it came from.
         notes: what was unusual but harmless, one phrase each.
+        files: the slices of a DICOM series, in the order of the third axis.
     """
 
     array: np.ndarray
     affine: np.ndarray
-    header: nib.Nifti1Header | None = None
+    header: nib.Nifti1Header | MGHHeader | TextHeader | None = None
     path: Path | None = None
     notes: tuple[str, ...] = field(default=())
+    files: tuple[Path, ...] = ()
 
 
 def image_suffix(path: str | Path) -> str | None:
@@ -58,8 +62,15 @@ def image_stem(path: str | Path) -> str:
     return name[: -len(image_suffix(name) or "")] if image_suffix(name) else name
 
 
+def is_image(path: Path) -> bool:
+    """Return whether a path is an image by its name, or a folder with a DICOM series."""
+    return (image_suffix(path) is not None and path.is_file()) or is_series(path)
+
+
 def list_images(folder: str | Path) -> dict[str, Path]:
-    """Return the images of a folder, stem to path, sorted by stem; hidden files are left out.
+    """Return the images of a folder, stem to path, sorted by name; hidden files are left out.
+
+    A folder in it that holds a DICOM series is one image.
 
     Raises:
         InputError: no such folder, or two images share a stem.
@@ -69,7 +80,7 @@ def list_images(folder: str | Path) -> dict[str, Path]:
         raise InputError("is not a folder", file=folder, remedy="Check the path")
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or image_suffix(path) is None:
+        if path.name.startswith(".") or (image_suffix(path) is None and not is_series(path)):
             continue
         stem = image_stem(path)
         if stem in images:
@@ -92,12 +103,8 @@ def read_image(path: str | Path) -> Volume:
         InputError: the file is missing, truncated, corrupt, of an unsupported type or badly placed in space.
     """
     path = Path(path)
-    suffix = image_suffix(path)
-    if suffix is None:
-        raise InputError(f"is not an image; allowed: {', '.join(SUFFIXES)}", file=path, remedy="Convert it to NIfTI")
-    if not path.is_file():
-        raise InputError("no such file", file=path, remedy="Check the path")
-    array, affine, header, notes = _read_sitk(path) if suffix in SITK_SUFFIXES else _read_nibabel(path, suffix)
+    volume = _read_any(path)
+    array = volume.array
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim == 2:
@@ -108,9 +115,21 @@ def read_image(path: str | Path) -> Volume:
             file=path,
             remedy="Split or squeeze it",
         )
-    if problem := affine_problem(affine):
+    if problem := affine_problem(volume.affine):
         raise InputError(problem, file=path, remedy="Correct the header or resample the image")
-    return Volume(array, affine, header, path, notes)
+    return replace(volume, array=array)
+
+
+def _read_any(path: Path) -> Volume:
+    if path.is_dir():
+        array, affine, files, notes = read_series(path)
+        return Volume(array, affine, None, path, notes, files)
+    suffix = image_suffix(path)
+    if suffix is None:
+        raise InputError(f"is not an image; allowed: {', '.join(SUFFIXES)}", file=path, remedy="Convert it to NIfTI")
+    if not path.is_file():
+        raise InputError("no such file", file=path, remedy="Check the path")
+    return _read_sitk(path) if suffix in SITK_SUFFIXES else _read_nibabel(path, suffix)
 
 
 def read_labels(path: str | Path) -> Volume:
@@ -139,7 +158,7 @@ def read_labels(path: str | Path) -> Volume:
         array = as_labels(array)
     except InputError as error:
         raise InputError(error.problem, file=path, remedy=error.remedy) from error
-    return Volume(array, volume.affine, volume.header, volume.path, volume.notes)
+    return replace(volume, array=array)
 
 
 def as_labels(array: np.ndarray) -> np.ndarray:
@@ -155,10 +174,10 @@ def as_labels(array: np.ndarray) -> np.ndarray:
 
 
 def write_image(path: str | Path, array: np.ndarray, like: Volume) -> None:
-    """Write `(X, Y, Z)` voxels as NIfTI on the grid of `like`, atomically.
+    """Write `(X, Y, Z)` voxels as NIfTI on the grid of `like`, atomically; as NIfTI-2 when `like` was that.
 
     The affine, the qform and sform codes and the units are `like`'s; descriptions and extensions, which may
-    name a patient, are not copied.
+    name a patient, are not copied. Other formats: `segscse.data.output`.
     """
     image = nifti_like(array, like)
     with atomic_path(path) as temporary:
@@ -167,9 +186,10 @@ def write_image(path: str | Path, array: np.ndarray, like: Volume) -> None:
 
 def nifti_like(array: np.ndarray, like: Volume) -> nib.Nifti1Image:
     """Return voxels `(X, Y, Z)` or `(X, Y, Z, C)` as an image on the grid of `like`, as `write_image` writes it."""
-    header = nib.Nifti1Header()
+    image_class = nib.Nifti2Image if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Image
+    header = image_class.header_class()
     header.set_data_dtype(array.dtype)
-    image = nib.Nifti1Image(array, like.affine, header)
+    image = image_class(array, like.affine, header)
     if isinstance(like.header, nib.Nifti1Header):
         _copy_geometry(image, like.header)
     else:
@@ -188,7 +208,7 @@ def _copy_geometry(image: nib.Nifti1Image, source: nib.Nifti1Header) -> None:
     image.header["pixdim"][:4] = source["pixdim"][:4]
 
 
-def _read_nibabel(path: Path, suffix: str) -> tuple[np.ndarray, np.ndarray, nib.Nifti1Header | None, tuple[str, ...]]:
+def _read_nibabel(path: Path, suffix: str) -> Volume:
     content = _read_bytes(path, compressed=suffix in (".nii.gz", ".mgz"))
     try:
         if suffix in _IMAGE_CLASS:
@@ -197,9 +217,8 @@ def _read_nibabel(path: Path, suffix: str) -> tuple[np.ndarray, np.ndarray, nib.
             image = _nifti_class(content, path).from_bytes(content)
         _check_payload(image, content, path)
         array = _voxels(image, path)
-        header = image.header if isinstance(image.header, nib.Nifti1Header) else None
         affine = np.asarray(image.affine, np.float64)
-        notes = () if header is None else _check_forms(image, path)
+        notes = _check_forms(image, path) if isinstance(image.header, nib.Nifti1Header) else ()
     except InputError:
         raise
     except (
@@ -215,19 +234,12 @@ def _read_nibabel(path: Path, suffix: str) -> tuple[np.ndarray, np.ndarray, nib.
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
-    return array, affine, header, notes
+    return Volume(array, affine, image.header, path, notes)
 
 
 def _read_bytes(path: Path, *, compressed: bool) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
-    if not raw:
-        raise InputError("is empty", file=path, remedy="Copy or download it again")
-    for mark, name in _POINTERS.items():
-        if len(raw) < 1024 and mark in raw:
-            raise InputError(f"is {name}, not an image", file=path, remedy="Fetch the file's content first")
+    _refuse_stand_in(path)
+    raw = path.read_bytes()
     if not compressed or not raw.startswith(b"\x1f\x8b"):
         return raw
     try:
@@ -303,9 +315,11 @@ def _check_forms(image: Any, path: Path) -> tuple[str, ...]:
     return ()
 
 
-def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray, None, tuple[str, ...]]:
+def _read_sitk(path: Path) -> Volume:
     import SimpleITK as sitk  # noqa: N813, the field's idiom
 
+    _refuse_stand_in(path)
+    header = read_text_header(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
@@ -318,4 +332,18 @@ def _read_sitk(path: Path) -> tuple[np.ndarray, np.ndarray, None, tuple[str, ...
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, None, ()
+    return Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, header, path, header.notes)
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Refuse a file that is empty, or that only points to the content."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(1024)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
+    if not start:
+        raise InputError("is empty", file=path, remedy="Copy or download it again")
+    for mark, name in _POINTERS.items():
+        if len(start) < 1024 and mark in start:
+            raise InputError(f"is {name}, not an image", file=path, remedy="Fetch the file's content first")

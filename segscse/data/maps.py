@@ -22,7 +22,7 @@ def write_map(path: str | Path, array: np.ndarray, like: Volume) -> None:
     image = nifti_like(array, like)
     header = image.header
     header.set_slope_inter(MAP_SLOPE, 0.0)
-    header["magic"] = b"n+1"
+    header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset
     with atomic_path(path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as stream:
         stream.write(header.binaryblock + b"\0" * (int(header["vox_offset"]) - header.sizeof_hdr))

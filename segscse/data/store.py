@@ -113,8 +113,9 @@ def find_places(label: np.ndarray, case_id: str) -> dict[int, np.ndarray]:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    """Return size and time of a file, or of all files of a DICOM series together."""
+    statuses = [item.stat() for item in (path.iterdir() if path.is_dir() else (path,))]
+    return sum(status.st_size for status in statuses), max(status.st_mtime_ns for status in statuses)
 
 
 def _save(folder: Path, case: StoredCase) -> None:

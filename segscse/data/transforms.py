@@ -20,7 +20,7 @@ from monai.transforms import (
 )
 
 from segscse.data.examine import read_channels
-from segscse.data.geometry import orthogonal
+from segscse.data.geometry import canonical_grid, orthogonal, same_grid
 from segscse.data.io import Volume, read_labels
 from segscse.data.network_grid import Prepared, check_channels, normalise
 from segscse.data.plan import Normalisation, Plan
@@ -71,11 +71,27 @@ class ChannelReader(ImageReader):
 
 
 class LabelReader(ChannelReader):
-    """Reads a label map as `(1, X, Y, Z)` numbers of output channels."""
+    """Reads a label map as `(1, X, Y, Z)` numbers of output channels.
+
+    Args:
+        plan: the labels.
+        image: the volume whose grid the label map must share, apart from the order and direction of axes.
+    """
+
+    def __init__(self, plan: Plan, image: Volume) -> None:
+        super().__init__(plan)
+        self.image = image
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[np.ndarray, Volume]:
         """Return the channel numbers and the label map's volume."""
         volume = read_labels(Path(str(cast(Sequence[PathLike], data)[0])))
+        grids = [canonical_grid(item.array.shape[:3], item.affine) for item in (self.image, volume)]
+        if difference := same_grid(*grids[0], *grids[1]):
+            raise InputError(
+                f"label and image lie on different grids ({difference})",
+                file=volume.path,
+                remedy="Resample the label map onto the image",
+            )
         return label_channels(volume, self.plan.label_ids)[None], volume
 
 
@@ -119,9 +135,9 @@ def preprocess(images: Sequence[Path], label: Path | None, plan: Plan) -> Prepar
     """
     reader = ChannelReader(plan)
     data = {"image": _load([str(path) for path in images], reader)}
-    if label is not None:
-        data["label"] = _load(str(label), LabelReader(plan))
     assert reader.source is not None  # it has read the image
+    if label is not None:
+        data["label"] = _load(str(label), LabelReader(plan, reader.source))
     return _run(data, reader.source, plan)
 
 

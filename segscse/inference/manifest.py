@@ -51,6 +51,10 @@ class Manifest:
             name: file_digest(self.folder / name) for name in outputs
         }
 
+    def label_map(self, case: str) -> Path:
+        """Return the label map of a case that is in the manifest; other outputs lie in folders of their own."""
+        return next(self.folder / name for name in self.cases[case]["outputs"] if "/" not in name)
+
     def add(self, case: str, inputs: Mapping[str, str], outputs: Sequence[Path], quality: Mapping[str, Any]) -> None:
         """Enter a case whose files are written."""
         names = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in outputs}

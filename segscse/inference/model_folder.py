@@ -1,9 +1,11 @@
-"""The model folder: `model.safetensors` and `model.json`; numbers and names, nothing that could run."""
+"""The model folder: `model.json`, `model.safetensors`, exported graphs; numbers and names, nothing that could run."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,30 @@ from safetensors.torch import load_file, save_file
 from segscse.data.plan import Plan
 from segscse.errors import InputError
 from segscse.files import atomic_path, read_json, write_json
+from segscse.inference.engines import PACKAGES
 
 FORMAT = "segscse-model"
-FORMAT_VERSION = 1
-KEYS = ("format", "version", "plan", "network", "provenance")
+FORMAT_VERSION = 2
+WEIGHTS = "model.safetensors"
+KEYS_1 = ("format", "version", "plan", "network", "provenance")
+KEYS = (*KEYS_1, "postprocessing", "engines", "sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedGraph:
+    """The network as another engine reads it.
+
+    Attributes:
+        engine: `openvino` or `onnxruntime`.
+        precision: `fp32`; `half`: bf16 or fp16 where the hardware multiplies in it; `int8`: quantised.
+        files: names in the model folder; the first is the one that the engine opens.
+        parity: what the export found, per precision that it ran: see `segscse.inference.parity.Parity`.
+    """
+
+    engine: str
+    precision: str
+    files: tuple[str, ...]
+    parity: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +51,38 @@ class ModelFolder:
         network: arguments of `segscse.nets.unet.UNet`.
         provenance: versions, seed, data fingerprint, score: whatever the run recorded.
         weights: the network's state.
+        postprocessing: steps after the arg max, in order; there are none yet, and a folder with one is refused.
+        engines: exported graphs.
+        folder: where it was read.
     """
 
     plan: Plan
     network: dict[str, Any]
     provenance: dict[str, Any]
     weights: dict[str, torch.Tensor]
+    postprocessing: tuple[str, ...] = ()
+    engines: tuple[ExportedGraph, ...] = ()
+    folder: Path | None = None
 
 
 def save_model(folder: Path, model: ModelFolder) -> None:
-    """Write a model folder; the weights come first, because `model.json` says that the folder is whole."""
+    """Write a model folder; `model.json` comes last: it says that the folder is whole, with every file's SHA-256.
+
+    The files of `model.engines` must already lie in `folder`.
+    """
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file({name: value.contiguous().cpu() for name, value in model.weights.items()}, temporary)
+    files = [WEIGHTS, *(name for graph in model.engines for name in graph.files)]
     description = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "plan": model.plan.to_json(),
         "network": model.network,
         "provenance": model.provenance,
+        "postprocessing": list(model.postprocessing),
+        "engines": [asdict(graph) for graph in model.engines],
+        "sha256": {name: sha256_of(folder / name) for name in files},
     }
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in model.weights.items()}, temporary)
     write_json(folder / "model.json", description)
 
 
@@ -69,29 +104,98 @@ def find_model(path: str | Path) -> Path:
 
 
 def load_model(path: str | Path) -> ModelFolder:
-    """Read a model folder, or a run folder's model.
+    """Read a model folder, or a run folder's model, after comparing every file with its checksum.
+
+    Folders of version 1, which have no checksums, are read, too.
 
     Raises:
-        InputError: a file is missing, damaged or of another version.
+        InputError: a file is missing, damaged, not the one that was written, or of another version.
     """
     folder = find_model(path)
-    description = read_json(folder / "model.json")
-    if not isinstance(description, Mapping) or set(description) != set(KEYS) or description["format"] != FORMAT:
-        raise InputError("is no segscse model", file=folder / "model.json", remedy="Train or export it again")
-    if description["version"] != FORMAT_VERSION:
-        raise InputError(
-            f"is of version {description['version']}, this segscse reads {FORMAT_VERSION}",
-            file=folder / "model.json",
-            remedy="Use the segscse that wrote it",
-        )
-    weights_file = folder / "model.safetensors"
+    file = folder / "model.json"
+    description = _description(file)
+    if description["version"] != 1:
+        _verify(folder, description["sha256"])
     try:
-        weights = load_file(weights_file)
+        weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"cannot be read ({error})", file=weights_file, remedy="Copy the model folder again"
+            f"cannot be read ({error})", file=folder / WEIGHTS, remedy="Copy the model folder again"
         ) from error
-    plan = Plan.from_json(description["plan"], folder / "model.json")
-    if not all(isinstance(description[name], Mapping) for name in ("network", "provenance")):
+    return ModelFolder(
+        plan=Plan.from_json(description["plan"], file),
+        network=dict(description["network"]),
+        provenance=dict(description["provenance"]),
+        weights=weights,
+        engines=tuple(_graph(item, description, file) for item in description["engines"]),
+        folder=folder,
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hex digits.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", file=path, remedy="Copy the model folder again"
+        ) from error
+
+
+def _description(file: Path) -> dict[str, Any]:
+    value = read_json(file)
+    no_model = InputError("is no segscse model", file=file, remedy="Train or export it again")
+    if not isinstance(value, Mapping) or value.get("format") != FORMAT or "version" not in value:
+        raise no_model
+    if value["version"] not in (1, FORMAT_VERSION):
+        raise InputError(
+            f"is of version {value['version']}, this segscse reads 1 and {FORMAT_VERSION}",
+            file=file,
+            remedy="Use the segscse that wrote it",
+        )
+    if set(value) != set(KEYS_1 if value["version"] == 1 else KEYS):
+        raise no_model
+    description = {"postprocessing": [], "engines": [], "sha256": {}, **value}
+    kinds = {"network": Mapping, "provenance": Mapping, "postprocessing": list, "engines": list, "sha256": Mapping}
+    if not all(isinstance(description[name], kind) for name, kind in kinds.items()):
+        raise no_model
+    if description["postprocessing"]:
+        raise InputError(
+            f"asks for the postprocessing {description['postprocessing']}, which this segscse does not know",
+            file=file,
+            remedy="Use the segscse that wrote it",
+        )
+    return description
+
+
+def _verify(folder: Path, sums: Mapping[str, Any]) -> None:
+    """Refuse a folder whose files are not those that were written; names must stay within the folder."""
+    if WEIGHTS not in sums or not all(re.fullmatch(r"[\w-][\w.-]*", name) for name in sums):
         raise InputError("is no segscse model", file=folder / "model.json", remedy="Train or export it again")
-    return ModelFolder(plan, dict(description["network"]), dict(description["provenance"]), weights)
+    for name, expected in sums.items():
+        if sha256_of(folder / name) != expected:
+            raise InputError(
+                "is not the file that was written (its SHA-256 is another)",
+                file=folder / name,
+                remedy="Copy the model folder again",
+            )
+
+
+def _graph(item: Any, description: Mapping[str, Any], file: Path) -> ExportedGraph:
+    """Read an exported graph's description; every file of it must have been verified."""
+    try:
+        graph = ExportedGraph(item["engine"], item["precision"], tuple(item["files"]), dict(item["parity"]))
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError("is no segscse model", file=file, remedy="Export it again") from error
+    if graph.engine not in PACKAGES or not graph.files or not set(graph.files) <= set(description["sha256"]):
+        raise InputError(
+            f"lists an unknown engine or a file without a checksum: {graph.engine}, {', '.join(graph.files)}",
+            file=file,
+            remedy="Export it again",
+        )
+    return graph

@@ -23,6 +23,7 @@ from segscse.data.geometry import canonical_grid, spacing_of
 from segscse.data.index import find_inputs
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
+from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted
 from segscse.files import digest
 from segscse.inference.manifest import Manifest, digests
@@ -94,12 +95,15 @@ def predict_files(
     out: Path,
     *,
     options: Options | None = None,
+    form: OutputFormat = "nifti",
     resume: bool = False,
     memory: int | None = None,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
+
+    With `form="input"` each label map has its scan's format; see `segscse.data.output.output_suffix`.
 
     Beside the label maps go `predictions.json` (what was made from what, by digests) and `quality.csv`; on request
     `probabilities/<case>.nii.gz` `(X, Y, Z, K)`, `uncertainty/<case>.nii.gz` and, of an ensemble,
@@ -110,6 +114,7 @@ def predict_files(
         inputs: images, folders of images, CSV files.
         out: where the files go.
         options: what to make of each case.
+        form: the label maps' format.
         resume: leave cases alone whose inputs, model, settings and outputs are those that `predictions.json` says.
         memory: limit in bytes.
         say: told the memory estimate before the first case.
@@ -128,7 +133,7 @@ def predict_files(
         say(f"memory: at most about {outcome.memory}")
     if outcome.memory is not None:
         options = with_estimate(options, outcome.memory)
-    run = _Run(model, cases, out, options, resume, memory, a_window, outcome, progress)
+    run = _Run(model, cases, out, options, form, resume, memory, a_window, outcome, progress)
     with _stoppable(outcome, out):
         run.all()
     return outcome
@@ -143,6 +148,7 @@ class _Run:
         cases: Mapping[str, Sequence[Path]],
         out: Path,
         options: Options,
+        form: OutputFormat,
         resume: bool,
         memory: int | None,
         a_window: int,
@@ -153,12 +159,13 @@ class _Run:
         self.cases = cases
         self.out = out
         self.options = options
+        self.form = form
         self.resume = resume
         self.memory = memory
         self.a_window = a_window
         self.outcome = outcome
         self.progress = progress
-        self.manifest = Manifest(out, _key(model, options))
+        self.manifest = Manifest(out, _key(model, options, form))
         self.done = 0
 
     def all(self) -> None:
@@ -199,7 +206,7 @@ class _Run:
     def network(self, case: _Case) -> tuple[Segmentation, list[Path]] | None:
         """Return a case's segmentation and the files that its larger maps lie in; None if there is none to write."""
         if case.verified:
-            self.outcome.verified.append(self.out / f"{case.name}.nii.gz")
+            self.outcome.verified.append(self.manifest.label_map(case.name))
             return None
         scratch: list[Path] = []
         try:
@@ -230,7 +237,7 @@ class _Run:
                 if (values := getattr(made, name)) is not None:
                     outputs.append(self.out / name / f"{case.name}.nii.gz")
                     write_map(outputs[-1], values, made.source)
-            outputs.append(self.out / f"{case.name}.nii.gz")
+            outputs.append(self.out / f"{case.name}{output_suffix(made.source, self.form)}")
             made.save(outputs[-1])
             self.manifest.add(case.name, case.inputs, outputs, made.quality())
             self.outcome.written.append(outputs[-1])
@@ -263,10 +270,10 @@ class _Run:
             writing.result()
 
 
-def _key(model: Segmenter, options: Options) -> str:
+def _key(model: Segmenter, options: Options, form: OutputFormat) -> str:
     """Return a digest of what decides the outputs besides the scans: models and settings."""
     settings = {name: value for name, value in asdict(options).items() if name != "batch_size"}
-    return digest([[member.identity for member in model.members], settings, __version__])
+    return digest([[member.identity for member in model.members], settings, form, __version__])
 
 
 def _largest(
@@ -370,7 +377,7 @@ def _stoppable(outcome: Outcome, out: Path) -> Iterator[None]:
 def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
     for files in cases.values():
         for file in files:
-            if file.resolve().parent == out.resolve():
+            if out.resolve() in (file.resolve(), file.resolve().parent):
                 raise InputError(
                     "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ import torch
 from segscse.data.network_grid import Prepared, prepare_files, preprocess_array
 from segscse.data.plan import Plan
 from segscse.errors import InputError
-from segscse.hardware import autocast, pick_device, pick_precision
+from segscse.hardware import pick_precision
+from segscse.inference.engines import Engine, TorchEngine
 from segscse.inference.manifest import folder_digest
-from segscse.inference.model_folder import find_model, load_model
+from segscse.inference.model_folder import load_model
 from segscse.inference.segment import Member, Options, Segmentation, segment
+from segscse.inference.select import Trial, describe, load_engine, trained_precision
 from segscse.inference.sliding_window import mirrored, predict_volume, tensor_axes
-from segscse.nets.build import build_unet
-from segscse.nets.dims import channels_last, network_to_channels_last
 
 ArrayImage = tuple[np.ndarray, np.ndarray]
 
@@ -77,44 +77,59 @@ class Predictor(Segmenter):
     """Segments scans with a trained network.
 
     Args:
-        network: the U-Net, with its weights.
+        network: the U-Net, with its weights, or an engine that computes it.
         plan: preprocessing, window and labels.
         provenance: what the training run recorded.
-        device: where to run.
+        device: where PyTorch runs; an engine knows its own.
         mirror: average over mirrored inputs (test-time augmentation); 8 times the work in 3D.
         folder: the model folder that it comes from.
+        trials: the engines that were compared, when this one was chosen among several.
     """
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: torch.nn.Module | Engine,
         plan: Plan,
         *,
         provenance: Mapping[str, Any],
         device: torch.device,
         mirror: bool = False,
         folder: Path | None = None,
+        trials: Sequence[Trial] = (),
     ) -> None:
         self.plan = plan
         self.members = (self,)
         self.folder = folder
         self.provenance = provenance
-        self.device = device
+        if not isinstance(network, Engine):
+            precision = pick_precision(trained_precision(provenance), device)
+            network = TorchEngine(network, device, precision, plan.spatial_dims)
+        self.engine = network
+        self.device = network.device
         self.mirror = mirror
-        self.precision = pick_precision(_trained_precision(provenance), device)
-        self.network = network_to_channels_last(network.eval().to(device), plan.spatial_dims)
+        self.trials = tuple(trials)
+
+    @property
+    def network(self) -> torch.nn.Module | None:
+        """The U-Net; None where another engine than PyTorch computes it."""
+        return self.engine.network if isinstance(self.engine, TorchEngine) else None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the logits: the model folder's content and how it is run."""
         model = None if self.folder is None else folder_digest(self.folder)
-        return {"model": model, "mirror": self.mirror, "precision": self.precision}
+        how = {"engine": self.engine.name, "precision": self.engine.precision}
+        return {"model": model, "mirror": self.mirror, **how}
+
+    @property
+    def chosen(self) -> str:
+        """The engine and, when it was chosen among several, what each of them took, in one line."""
+        return f"{self.engine} ({describe(self.trials)})" if self.trials else str(self.engine)
 
     def evaluate(self, windows: torch.Tensor) -> torch.Tensor:
         """Return the logits `(B, K, *window)` of windows `(B, C, *window)`, averaged over mirroring when asked for."""
         axes = tensor_axes(self.plan.mirror_axes, self.plan.slice_axis) if self.mirror else []
-        with autocast(self.device, self.precision):
-            return mirrored(lambda x: self.network(channels_last(x)), axes)(windows)
+        return mirrored(self.engine, axes)(windows)
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor) -> torch.Tensor:
@@ -154,49 +169,37 @@ class Ensemble(Segmenter):
         super().__init__(members)
 
 
-def load_ensemble(paths: Sequence[str | Path], *, device: str = "auto", mirror: bool = False) -> Ensemble:
+def load_ensemble(
+    paths: Sequence[str | Path], *, device: str = "auto", engine: str = "auto", mirror: bool = False
+) -> Ensemble:
     """Load several models as one whose probabilities are averaged; arguments as for `load`.
 
     Raises:
         InputError: as `load`, or the models differ in labels or channels.
     """
-    return Ensemble([load(path, device=device, mirror=mirror) for path in paths])
+    return Ensemble([load(path, device=device, engine=engine, mirror=mirror) for path in paths])
 
 
-def load(path: str | Path, *, device: str = "auto", mirror: bool = False) -> Predictor:
-    """Load a model from a run folder or a model folder; reads safetensors and JSON, executes nothing.
+def load(path: str | Path, *, device: str = "auto", engine: str = "auto", mirror: bool = False) -> Predictor:
+    """Load a model from a run folder or a model folder; reads safetensors, JSON and graphs, executes no code of them.
 
     Args:
         path: the folder.
         device: `auto`, `cpu`, `cuda` or `mps`.
+        engine: `auto`, `torch`, `openvino` or `onnxruntime`; see `segscse.inference.select.load_engine`.
         mirror: average over mirrored inputs.
 
     Raises:
-        InputError: no model there, or its weights do not fit its description.
+        InputError: no model there, its weights do not fit its description, or the engine cannot be used.
     """
     model = load_model(path)
-    try:
-        network = build_unet(model.network)
-        network.load_state_dict(model.weights)
-    except InputError:
-        raise
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise InputError(
-            f"weights and description do not fit ({str(error).splitlines()[0]})",
-            file=path,
-            remedy="Copy the model folder again",
-        ) from error
+    chosen, trials = load_engine(model, engine, device)
     return Predictor(
-        network,
+        chosen,
         model.plan,
         provenance=model.provenance,
-        device=pick_device(device),
+        device=chosen.device,
         mirror=mirror,
-        folder=find_model(path),
+        folder=model.folder,
+        trials=trials,
     )
-
-
-def _trained_precision(provenance: Mapping[str, Any]) -> Literal["auto", "bf16", "fp32"]:
-    """Return `fp32` for a model that its maker asked to train in 32 bit, else `auto`."""
-    train = provenance.get("config", {}).get("train", {})
-    return "fp32" if train.get("precision") == "fp32" else "auto"

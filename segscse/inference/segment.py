@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from segscse.data.geometry import to_canonical
-from segscse.data.io import Volume, as_labels, write_image
+from segscse.data.io import Volume, as_labels
 from segscse.data.network_grid import Prepared, normalise
+from segscse.data.output import write_labels
 from segscse.data.plan import Plan
 from segscse.inference.quality import Confidence, case_quality
 from segscse.inference.restore import Canvas, draw, output_grid
@@ -88,8 +89,11 @@ class Segmentation:
         return self.measure()
 
     def save(self, path: str | Path) -> None:
-        """Write the label map as NIfTI with the scan's affine, transform codes and units, atomically."""
-        write_image(path, self.array, self.source)
+        """Write the label map on the scan's grid, atomically: NIfTI, or another format by the suffix of `path`.
+
+        See `segscse.data.output.write_labels`.
+        """
+        write_labels(path, self.array, self.source, self.labels)
 
 
 def plan_sweeps(members: Sequence[Member], shapes: Sequence[tuple[int, ...]], batch_size: int | None) -> list[Sweep]:

@@ -181,7 +181,6 @@ class TestShapesAndTypes:
         volume = read_image(tmp_path / "a.mgz")
         np.testing.assert_array_equal(volume.array, expected.get_fdata())
         np.testing.assert_array_equal(volume.affine, expected.affine)
-        assert volume.header is None
 
     @pytest.mark.parametrize(("offset", "value"), [(20, b"\x00\x00\x00\x77"), (4, b"\x00\x00\x00\x00")])
     def test_a_damaged_mgh_header_is_refused(self, tmp_path, offset, value):
@@ -218,7 +217,7 @@ class TestShapesAndTypes:
         sitk.WriteImage(sitk.GetImageFromArray(rng.normal(size=(20, 20, 20))), str(tmp_path / f"a{suffix}"))
         content = (tmp_path / f"a{suffix}").read_bytes()
         (tmp_path / f"a{suffix}").write_bytes(content[: len(content) // 2])
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="is cut short: its header announces 64000 bytes of voxels"):
             read_image(tmp_path / f"a{suffix}")
 
 

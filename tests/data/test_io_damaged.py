@@ -126,7 +126,11 @@ class TestDamagedFiles:
 
     def test_missing_files_folders_and_other_kinds_are_named(self, tmp_path):
         (tmp_path / "b.nii").mkdir()
-        for name, problem in (("a.nii", "no such file"), ("b.nii", "no such file"), ("a.dcm", "is not an image")):
+        for name, problem in (
+            ("a.nii", "no such file"),
+            ("b.nii", "holds no DICOM files"),
+            ("a.dcm", "is not an image"),
+        ):
             with pytest.raises(InputError, match=problem):
                 read_image(tmp_path / name)
 

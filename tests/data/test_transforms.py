@@ -299,3 +299,12 @@ def test_real_oblique_volumes_are_resampled_as_simpleitk_does(shared_data, raw, 
     inside = (slice(3, -3),) * 3
     expected = sitk.GetArrayFromImage(linear).transpose(2, 1, 0)[inside]
     np.testing.assert_allclose(prepared.image[0].numpy()[inside], expected, atol=2e-3 * np.ptp(expected))
+
+
+def test_a_label_map_on_another_grid_is_an_input_error(tmp_path, make_volume, build_plan):
+    image, label = tiny_case(0)
+    moved = TINY_AFFINE.copy()
+    moved[0, 3] += 3
+    paths = [make_volume(tmp_path / "i.nii", image, TINY_AFFINE), make_volume(tmp_path / "l.nii", label, moved)]
+    with pytest.raises(InputError, match=r"l\.nii: label and image lie on different grids \(position"):
+        preprocess(paths[:1], paths[1], build_plan())

@@ -31,6 +31,22 @@ def _edit(folder, change):
     (folder / "model.json").write_text(json.dumps(description))
 
 
+def _as_version_1(folder):
+    def change(description):
+        for key in ("postprocessing", "engines", "sha256"):
+            del description[key]
+        description["version"] = 1
+
+    _edit(folder, change)
+
+
+def test_a_folder_of_version_1_is_read(folder, model):
+    _as_version_1(folder)
+    again = load_model(folder)
+    assert (again.plan, again.engines) == (model.plan, ())
+    assert all(torch.equal(again.weights[name], value) for name, value in model.weights.items())
+
+
 def test_a_model_reads_back_equal(folder, model):
     again = load_model(folder)
     assert (again.plan, again.network, again.provenance) == (model.plan, model.network, model.provenance)
@@ -54,7 +70,7 @@ def test_a_run_folder_stands_for_its_model(folder):
 def test_the_description_is_plain_json_and_the_folder_holds_two_files(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
     assert list(json.loads((folder / "model.json").read_text())) == [
-        *("format", "version", "plan", "network", "provenance")
+        *("format", "version", "plan", "network", "provenance", "postprocessing", "engines", "sha256")
     ]
 
 
@@ -69,16 +85,57 @@ class TestRefusals:
             load_model(folder)
 
     @pytest.mark.parametrize("size", [0, 4, 100, -10])
-    def test_a_damaged_weights_file(self, folder, size):
+    def test_a_damaged_weights_file_of_a_folder_without_checksums(self, folder, size):
+        _as_version_1(folder)
         content = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(content[:size])
         with pytest.raises(InputError, match=r"model.safetensors: cannot be read") as caught:
             load_model(folder)
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize("place", [20, -1])
+    def test_weights_with_one_other_bit(self, folder, place):
+        content = bytearray((folder / "model.safetensors").read_bytes())
+        content[place] ^= 1
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match=r"model.safetensors: is not the file that was written \(its SHA-256"):
+            load_model(folder)
+
+    def test_postprocessing_that_is_not_known(self, folder):
+        _edit(folder, lambda d: d.update(postprocessing=["largest_component"]))
+        with pytest.raises(InputError, match=r"asks for the postprocessing \['largest_component'\]"):
+            load_model(folder)
+
+    @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", ".hidden", "a/b"])
+    def test_a_checksum_of_a_file_elsewhere(self, folder, name):
+        _edit(folder, lambda d: d["sha256"].update({name: "0" * 64}))
+        with pytest.raises(InputError, match="is no segscse model"):
+            load_model(folder)
+
+    def test_weights_without_a_checksum(self, folder):
+        _edit(folder, lambda d: d["sha256"].clear())
+        with pytest.raises(InputError, match="is no segscse model"):
+            load_model(folder)
+
+    @pytest.mark.parametrize(
+        ("graph", "problem"),
+        [
+            ({"engine": "openvino", "precision": "fp32", "files": ["a.xml"], "parity": {}}, "without a checksum"),
+            ({"engine": "openvino", "precision": "fp32", "files": [], "parity": {}}, "without a checksum"),
+            ({"engine": "other", "precision": "fp32", "files": ["model.safetensors"], "parity": {}}, "unknown engine"),
+            ({"engine": "openvino"}, "is no segscse model"),
+            ("openvino", "is no segscse model"),
+        ],
+        ids=["no sum", "no file", "engine", "fields", "text"],
+    )
+    def test_graphs_that_are_not_as_an_export_writes_them(self, folder, graph, problem):
+        _edit(folder, lambda d: d["engines"].append(graph))
+        with pytest.raises(InputError, match=problem):
+            load_model(folder)
+
     def test_another_version(self, folder):
-        _edit(folder, lambda d: d.update(version=2))
-        with pytest.raises(InputError, match="is of version 2, this segscse reads 1"):
+        _edit(folder, lambda d: d.update(version=3))
+        with pytest.raises(InputError, match="is of version 3, this segscse reads 1 and 2"):
             load_model(folder)
 
     @pytest.mark.parametrize(

@@ -14,10 +14,13 @@ import torch
 from tiny import tiny_case, tiny_plan
 from volumes import write_volume
 
-from segscse.data.io import read_labels
+from segscse.data.io import read_image, read_labels
+from segscse.data.output import write_labels
 from segscse.errors import InputError, Interrupted
 from segscse.inference import pipeline
+from segscse.inference.engines import TorchEngine
 from segscse.inference.manifest import file_digest, folder_digest
+from segscse.inference.model_folder import load_model, save_model
 from segscse.inference.pipeline import PARTS, predict_files
 from segscse.inference.predictor import Ensemble, Predictor, load
 from segscse.inference.segment import Options
@@ -215,10 +218,18 @@ class TestResume:
             (folder / path.name).write_bytes(path.read_bytes())
         assert len(self._again(scans, out, load(folder, device="cpu"))[0]) == 3
         assert len(self._again(scans, out, load(trained.folder, device="cpu"))[1]) == 3  # the same model elsewhere
-        content = bytearray((folder / "model.safetensors").read_bytes())
-        content[-1] ^= 1
-        (folder / "model.safetensors").write_bytes(content)
+        model = load_model(folder)
+        next(iter(model.weights.values())).view(-1)[0] += 1e-3
+        save_model(folder, model)
         assert len(self._again(scans, out, load(folder, device="cpu"))[0]) == 3
+
+    def test_makes_all_again_with_another_engine(self, scans, done):
+        class Other(TorchEngine):
+            name = "openvino"
+
+        other = Predictor(Other(Nearest(), CPU, "fp32", 3), tiny_plan(), provenance={}, device=CPU)
+        assert len(self._again(scans, done, other)[0]) == 3
+        assert len(self._again(scans, done, other)[1]) == 3
 
     @pytest.mark.parametrize(
         "content", ["{", "[]", '{"format": "other", "version": 1, "cases": {}}', None, '{"cases": 3}']
@@ -245,6 +256,45 @@ class TestResume:
         assert entry["inputs"] == {"scan_0.nii.gz": file_digest(scans / "scan_0.nii.gz")}
         assert entry["outputs"] == {"scan_0.nii.gz": file_digest(done / "scan_0.nii.gz")}
         assert str(scans) not in json.dumps(manifest)
+
+
+class TestFormats:
+    """Label maps in the scans' own formats, and what `--resume` makes of them."""
+
+    SUFFIXES = (".mha", ".nrrd", ".mgz")
+
+    @pytest.fixture
+    def mixed(self, tmp_path, scans):
+        for index, suffix in enumerate(self.SUFFIXES):
+            scan = scans / f"scan_{index}.nii.gz"
+            write_volume(scan, np.round(100 * tiny_case(index)[0]).astype(np.int16), np.eye(4))
+            volume = read_image(scan)
+            write_labels(tmp_path / "mixed" / f"scan_{index}{suffix}", volume.array, volume)
+        return tmp_path / "mixed"
+
+    def test_label_maps_have_the_scans_formats_and_maps_are_nifti(self, mixed, scans, out):
+        options = Options(uncertainty=True)
+        outcome = predict_files(_predictor(), [mixed], out, options=options, form="input")
+        assert outcome.failures == []
+        names = [f"scan_{index}{suffix}" for index, suffix in enumerate(self.SUFFIXES)]
+        assert [path.name for path in outcome.written] == names
+        maps = {f"uncertainty/scan_{index}.nii.gz" for index in range(3)}
+        assert _names(out) == {*names, *maps, *SIDE_FILES}
+        predict_files(_predictor(), [scans], out / "nifti")
+        for index, name in enumerate(names):
+            found, expected = read_labels(out / name), read_labels(out / "nifti" / f"scan_{index}.nii.gz")
+            np.testing.assert_array_equal(found.array, expected.array)
+            np.testing.assert_allclose(found.affine, expected.affine, atol=1e-6)
+
+    def test_resume_verifies_them_and_another_format_is_made_again(self, mixed, out):
+        made = predict_files(_predictor(), [mixed], out, form="input").written
+        again = predict_files(_predictor(), [mixed], out, form="input", resume=True)
+        assert (again.written, again.verified) == ([], made)
+        _corrupt(made[1])
+        again = predict_files(_predictor(), [mixed], out, form="input", resume=True)
+        assert (again.written, again.verified) == ([made[1]], [made[0], made[2]])
+        nifti = predict_files(_predictor(), [mixed], out, resume=True)
+        assert [path.name for path in nifti.written] == [f"scan_{index}.nii.gz" for index in range(3)]
 
 
 def test_the_digest_of_a_folder_is_that_of_names_and_contents(tmp_path):

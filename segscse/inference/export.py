@@ -1,0 +1,144 @@
+"""Export: one folder that predicts without training code, written only when it computes what PyTorch computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from segscse.errors import InputError
+from segscse.files import atomic_folder, atomic_path
+from segscse.inference.convert import to_onnx, to_openvino
+from segscse.inference.engines import Engine, OnnxRuntimeEngine, OpenVinoEngine, require
+from segscse.inference.model_folder import ExportedGraph, ModelFolder, load_model, save_model
+from segscse.inference.parity import Parity, compare, probe_windows
+from segscse.inference.select import build_network, reference_engine, trained_precision
+from segscse.types import Progress
+
+Precision = Literal["auto", "fp32", "bf16", "int8"]
+
+
+def export_model(
+    run: str | Path,
+    out: str | Path,
+    *,
+    engines: Sequence[str] = ("openvino",),
+    precision: Precision = "auto",
+    calibrate: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> ModelFolder:
+    """Write a run's model with its network as graphs of other engines; the folder appears when all of it is right.
+
+    Each graph is compared with PyTorch in fp32 first, on windows of `calibrate` or on made-up ones, within
+    `segscse.inference.parity.TOLERANCES`.
+
+    Args:
+        run: a run folder or a model folder.
+        out: the new folder; must not exist, or be empty.
+        engines: `openvino`, `onnxruntime`, or both.
+        precision: of OpenVINO: `fp32`; `bf16`, which means half precision where the hardware has it; `int8`, which
+            needs `calibrate`; `auto` is bf16 unless the model was made to be fp32. ONNX is always fp32.
+        calibrate: scans to calibrate int8 with, and to compare on.
+        progress: called with the number of scans read and their total.
+
+    Raises:
+        InputError: a package is missing, the network cannot be converted, or its output differs too much.
+    """
+    model = load_model(run)
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError("exists already", file=out, remedy="Give another folder with --out")
+    _check(engines, precision, calibrate)
+    chosen = "fp32" if precision == "auto" and trained_precision(model.provenance) == "fp32" else precision
+    network = build_network(model)
+    calibration, windows = _windows(model, calibrate, progress)
+    reference = reference_engine(network, model.plan)
+    expected = [reference(window) for window in windows]
+    with atomic_folder(out) as folder:
+        graphs = []
+        if "openvino" in engines:
+            graphs.append(_openvino(model, network, folder, chosen, calibration, windows, expected))
+        if "onnxruntime" in engines:
+            graphs.append(_onnx(model, network, folder, windows, expected))
+        exported = replace(model, engines=tuple(graphs), folder=out)
+        save_model(folder, exported)
+    return exported
+
+
+def _check(engines: Sequence[str], precision: str, calibrate: Sequence[Path]) -> None:
+    """Refuse what cannot work before any time is spent on it."""
+    if precision == "int8" and not calibrate:
+        raise InputError("int8 needs scans to calibrate with", remedy="Give some training scans with --calibrate")
+    if precision in ("bf16", "int8") and "openvino" not in engines:
+        raise InputError(f"ONNX Runtime computes in fp32 here, not in {precision}", remedy="Add --engine openvino")
+    needed = {"openvino": ["openvino"], "onnxruntime": ["onnxruntime", "onnxscript"]}
+    for engine in engines:
+        for package in needed[engine] + (["nncf"] if (engine, precision) == ("openvino", "int8") else []):
+            require(package)
+
+
+def _windows(
+    model: ModelFolder, calibrate: Sequence[Path], progress: Progress | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    if not calibrate:
+        return [], probe_windows(model.plan)
+    from segscse.inference.quantise import calibration_windows  # reads images
+
+    return calibration_windows(calibrate, model.plan, progress)
+
+
+def _openvino(
+    model: ModelFolder,
+    network: torch.nn.Module,
+    folder: Path,
+    precision: str,
+    calibration: Sequence[torch.Tensor],
+    windows: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+) -> ExportedGraph:
+    openvino = require("openvino")
+    graph: Any = to_openvino(network, len(model.plan.channels), model.plan.patch_size)
+    found = [_verified(OpenVinoEngine(graph, "fp32"), expected, windows)]
+    kept = {"fp32": "fp32", "int8": "int8"}.get(precision, "half")
+    if kept == "half":
+        found.append(_verified(OpenVinoEngine(graph, "bf16"), expected, windows))
+    if kept == "int8":
+        from segscse.inference.quantise import quantise
+
+        graph = quantise(graph, calibration)
+        found = [_verified(OpenVinoEngine(graph, "int8"), expected, windows)]
+    # The pair is written by OpenVINO itself, under the names that the `.xml` is opened by.
+    openvino.save_model(graph, str(folder / "openvino.xml"), compress_to_fp16=False)
+    return ExportedGraph("openvino", kept, ("openvino.xml", "openvino.bin"), dict(found))
+
+
+def _onnx(
+    model: ModelFolder,
+    network: torch.nn.Module,
+    folder: Path,
+    windows: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+) -> ExportedGraph:
+    content = to_onnx(network, len(model.plan.channels), model.plan.patch_size)
+    found = _verified(OnnxRuntimeEngine(content), expected, windows)
+    with atomic_path(folder / "model.onnx") as temporary:
+        temporary.write_bytes(content)
+    return ExportedGraph("onnxruntime", "fp32", ("model.onnx",), dict([found]))
+
+
+def _verified(
+    engine: Engine, expected: Sequence[torch.Tensor], windows: Sequence[torch.Tensor]
+) -> tuple[str, dict[str, Any]]:
+    """Return the precision that ran and how near it is.
+
+    Raises:
+        InputError: it is not near enough.
+    """
+    parity: Parity = compare(engine, expected, windows)
+    if problem := parity.problem(engine.precision):
+        remedy = "Export with --precision fp32" if engine.precision != "fp32" else "Predict with --engine torch"
+        raise InputError(f"not exported: in {engine.name}, {problem}", remedy=remedy)
+    return engine.precision, parity.to_json()

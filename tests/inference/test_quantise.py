@@ -1,0 +1,74 @@
+"""Int8: what it is calibrated with, and what it costs in agreement."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_case, tiny_plan, tiny_plan_2d
+
+from segscse.cli import run
+from segscse.errors import InputError
+from segscse.inference import parity
+from segscse.inference.predictor import load
+from segscse.inference.quantise import calibration_windows
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory, make_volume):
+    folder = tmp_path_factory.mktemp("scans")
+    return [make_volume(folder / f"c{number}.nii.gz", tiny_case(number)[0]) for number in range(5)]
+
+
+@pytest.mark.parametrize("plan", [tiny_plan(), tiny_plan_2d()], ids=["3D", "2D"])
+def test_windows_are_the_networks_and_other_scans_verify(scans, plan):
+    seen = []
+    calibrate, verify = calibration_windows(scans, plan, lambda done, total: seen.append((done, total)))
+    assert {tuple(window.shape) for window in (*calibrate, *verify)} == {(1, 1, *plan.patch_size)}
+    assert not any(torch.equal(a, b) for a in calibrate for b in verify)
+    assert seen == [(number, 5) for number in range(1, 6)]
+
+
+def test_one_scan_calibrates_and_verifies(scans):
+    calibrate, verify = calibration_windows(scans[:1], tiny_plan())
+    assert verify is calibrate
+
+
+def test_a_scan_smaller_than_the_window_is_padded(tmp_path, make_volume):
+    path = make_volume(tmp_path / "a.nii", np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32))
+    windows, _ = calibration_windows([path], tiny_plan())
+    assert [tuple(window.shape) for window in windows] == [(1, 1, 16, 16, 8)]
+    assert not windows[0][..., 5:, :, :].any()
+
+
+def _export_int8(trained, dataset, out, monkeypatch, *, flipped):
+    """Export with another limit for flipped labels: a network of 30 steps and 4 features is near to its thresholds."""
+    pytest.importorskip("nncf", reason="the extra int8 is not installed")
+    monkeypatch.setitem(parity.TOLERANCES, "int8", parity.Tolerance(error=0.5, flipped=flipped))
+    arguments = ["export", str(trained.folder), "--out", str(out), "--precision", "int8"]
+    return run([*arguments, "--calibrate", str(dataset / "imagesTr")])
+
+
+def test_a_quantised_model_says_so_and_segments_nearly_as_pytorch(trained, dataset, tmp_path, monkeypatch):
+    assert _export_int8(trained, dataset, tmp_path / "m", monkeypatch, flipped=0.3) == 0
+    predictor, reference = load(tmp_path / "m", engine="openvino"), load(trained.folder, engine="torch")
+    assert predictor.engine.precision == "int8"
+    image = torch.randn(1, 16, 20, 12, generator=torch.Generator().manual_seed(0))
+    ours, theirs = predictor.logits(image), reference.logits(image)
+    assert not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)  # it does compute in other numbers
+    assert (ours - theirs).square().mean().sqrt() < 0.5 * theirs.std()
+
+
+def test_a_quantised_model_that_changes_too_many_labels_is_not_exported(trained, dataset, tmp_path, monkeypatch):
+    assert _export_int8(trained, dataset, tmp_path / "m", monkeypatch, flipped=-1.0) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_without_nncf_names_the_extra(trained, dataset, tmp_path, monkeypatch):
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    import sys
+
+    from segscse.inference.export import export_model
+
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(InputError, match=r"nncf is not installed .*segscse\[int8\]"):
+        export_model(trained.folder, tmp_path / "m", precision="int8", calibrate=[dataset / "imagesTr"])
+    assert not (tmp_path / "m").exists()
