@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,11 +14,11 @@ from cyclopts.config import Dict
 from segscse import __version__
 from segscse.config import ExperimentConfig, FlatConfig, load_config, one_line, read_yaml
 from segscse.errors import InputError, Interrupted, SegscseError
+from segscse.flags import read_by_label, read_engine, read_fold, read_label, read_sizes, read_tolerance
+from segscse.terminal import findings_table, make_console, say, say_scores, show_bar
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from segscse.types import Progress
+    pass
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Engine = Literal["auto", "torch", "openvino", "onnxruntime", "onnx"]
@@ -80,16 +78,16 @@ def check(dataset: Path, *, labels: Labels = None, json: Path | None = None) -> 
     from segscse.data.index import open_dataset
     from segscse.files import write_json
 
-    console = _console()
+    console = make_console()
     index = open_dataset(dataset, labels)
-    with _bar(console, "reading") as progress:
+    with show_bar(console, "reading") as progress:
         _, findings = examine_dataset(index, progress=progress)
     report = report_of(findings, index)
     if json is not None:
         write_json(json, report)
     if findings:
-        _console(stderr=False).print(_findings_table(findings))
-    _say(
+        make_console(stderr=False).print(findings_table(findings))
+    say(
         f"{len(index.cases)} cases ({index.layout} layout): {report['n_errors']} errors, "
         f"{report['n_warnings']} warnings"
     )
@@ -117,15 +115,15 @@ def plan(
     from segscse.data.plan import save_plan
     from segscse.data.prepare import plan_dataset
 
-    with _bar(_console(), "reading") as progress:
+    with show_bar(make_console(), "reading") as progress:
         planned = plan_dataset(dataset, experiment, labels=labels, progress=progress)
     save_plan(out, planned.plan)
     found = planned.plan
-    _say(f"{len(planned.index.cases)} cases, channels {', '.join(found.channels)}, {len(found.labels) - 1} labels")
-    _say(f"{found.spatial_dims}D, spacing {found.spacing_mm} mm, patch {found.patch_size}, batch {found.batch_size}")
+    say(f"{len(planned.index.cases)} cases, channels {', '.join(found.channels)}, {len(found.labels) - 1} labels")
+    say(f"{found.spatial_dims}D, spacing {found.spacing_mm} mm, patch {found.patch_size}, batch {found.batch_size}")
     for reason in found.reasons:
-        _say(f"  {reason}")
-    _say(f"plan: {out}")
+        say(f"  {reason}")
+    say(f"plan: {out}")
 
 
 @app.command
@@ -160,7 +158,7 @@ def train(
     place = "cv" if fold == "cv" else f"fold{fold}"
     folder = out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_{place}"
     if fold == "cv":
-        with _bar(_console(), "validating") as progress:
+        with show_bar(make_console(), "validating") as progress:
             summary = cross_validate(
                 dataset,
                 out=folder,
@@ -168,26 +166,26 @@ def train(
                 config=experiment,
                 budget=budget,
                 resume=resume,
-                console=_console(),
+                console=make_console(),
                 progress=progress,
             )
-        _say_scores(summary, folder / "evaluation")
+        say_scores(summary, folder / "evaluation")
         return
     run_ = train_run(
         dataset,
         folder,
         experiment,
         labels=labels,
-        fold=_fold(fold),
+        fold=read_fold(fold),
         budget=budget,
         resume=resume,
-        console=_console(),
+        console=make_console(),
     )
-    _say(f"trained {run_.steps} steps: {run_.folder}")
+    say(f"trained {run_.steps} steps: {run_.folder}")
     if run_.split.validation:
-        with _bar(_console(), "validating") as progress:
+        with show_bar(make_console(), "validating") as progress:
             summary = validate_run(run_, device=experiment.train.device, progress=progress)
-        _say_scores(summary, run_.folder / "validation")
+        say_scores(summary, run_.folder / "validation")
 
 
 @app.command
@@ -235,12 +233,12 @@ def predict(
 
     limit = None if memory is None else parse_bytes(memory)
     folders = (model, *(ensemble or ()))
-    models = [load(folder, device=device, engine=_engine(engine), mirror=tta) for folder in folders]
+    models = [load(folder, device=device, engine=read_engine(engine), mirror=tta) for folder in folders]
     for one in models:
-        _say(f"engine: {one.chosen}")
+        say(f"engine: {one.chosen}")
     predictor = models[0] if len(models) == 1 else Ensemble(models)
     options = Options(probabilities=probabilities, uncertainty=uncertainty, foreground_only=foreground_only)
-    with _bar(_console(), "predicting") as progress:
+    with show_bar(make_console(), "predicting") as progress:
         outcome = predict_files(
             predictor,
             inputs,
@@ -249,17 +247,17 @@ def predict(
             form=format,
             resume=resume,
             memory=limit,
-            say=_say,
+            say=say,
             progress=progress,
         )
     for failure in outcome.failures:
         sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
     if foreground_only:
-        _say(f"left out {outcome.windows[1]} of {sum(outcome.windows)} windows as background")
+        say(f"left out {outcome.windows[1]} of {sum(outcome.windows)} windows as background")
     parts = [f"{len(outcome.written)} label maps in {out}"]
     parts += [f"{len(outcome.verified)} more verified"] if resume else []
     parts += [f"{len(outcome.failures)} cases failed"] if outcome.failures else []
-    _say(", ".join(parts))
+    say(", ".join(parts))
     return 2 if outcome.failures else 0
 
 
@@ -284,18 +282,18 @@ def export(
     """
     from segscse.inference.export import export_model
 
-    engines = [_engine(name) for name in engine or ["openvino"]]
-    with _bar(_console(), "reading") as progress:
+    engines = [read_engine(name) for name in engine or ["openvino"]]
+    with show_bar(make_console(), "reading") as progress:
         exported = export_model(
             model, out, engines=engines, precision=precision, calibrate=calibrate or (), progress=progress
         )
     for graph in exported.engines:
         for ran, parity in graph.parity.items():
-            _say(
+            say(
                 f"{graph.engine} {ran}: logits differ from PyTorch's by {parity['error']:.2g} of their spread, "
                 f"{100 * parity['flipped']:.2g} % of the foreground by label ({parity['windows']} windows)"
             )
-    _say(f"model: {out}")
+    say(f"model: {out}")
 
 
 @app.command
@@ -338,16 +336,16 @@ def evaluate(
 
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, got {workers}")
-    with _bar(_console(), "scoring") as progress:
+    with show_bar(make_console(), "scoring") as progress:
         table = evaluate_folders(
             pred,
             ref,
             out,
             images,
             missing,
-            None if names is None else _by_label("--names", names),
-            None if labels is None else [_label("--labels", text) for text in labels.split(",")],
-            nsd_tolerance_mm=_tolerance(nsd_tolerance_mm),
+            None if names is None else read_by_label("--names", names),
+            None if labels is None else [read_label("--labels", text) for text in labels.split(",")],
+            nsd_tolerance_mm=read_tolerance(nsd_tolerance_mm),
             probabilities_dir=probabilities,
             workers=workers,
             subjects=None if subjects is None else load_subjects(subjects),
@@ -355,7 +353,7 @@ def evaluate(
             viewer=viewer,
             progress=progress,
         )
-    _say_scores(summarise(table), out)
+    say_scores(summarise(table), out)
 
 
 @app.command
@@ -390,12 +388,12 @@ def compare(
         pairs=pairs,
     )
     for letter, path in zip(compared.names, evaluations, strict=True):
-        _say(f"{letter}: {path}")
-    _say(str(compared))
+        say(f"{letter}: {path}")
+    say(str(compared))
     if out is not None:
         write_json(out / "comparison.json", {"evaluations": [str(path) for path in evaluations], **compared.to_json()})
         write_text(out / "comparison.md", compared.to_markdown())
-        _say(f"comparison: {out}")
+        say(f"comparison: {out}")
 
 
 @app.command
@@ -430,15 +428,15 @@ def blocks(
 
     if out is not None:
         check_format(out)
-    setting = MapSetting(_sizes(size), channels, batch, repeats, device, precision, memory_gib)
-    with _bar(_console(), "measuring") as progress:
+    setting = MapSetting(read_sizes(size), channels, batch, repeats, device, precision, memory_gib)
+    with show_bar(make_console(), "measuring") as progress:
         table = measure_blocks(setting, names, progress=progress)
-    _console(stderr=False).print(text_table(table))
+    make_console(stderr=False).print(text_table(table))
     for note in footnotes(table):
-        _say(note)
+        say(note)
     if out is not None:
         write_table(out, table)
-        _say(f"table: {out}")
+        say(f"table: {out}")
 
 
 @app.command
@@ -451,9 +449,9 @@ def fetch(name: str, *, out: Path = Path("data")) -> None:
     """
     from segscse.data.fetch import fetch as fetch_dataset
 
-    with _bar(_console(), "downloading") as progress:
+    with show_bar(make_console(), "downloading") as progress:
         folder = fetch_dataset(name, out, progress=lambda done, total: progress(done, total or 0))
-    _say(f"data set: {folder}")
+    say(f"data set: {folder}")
 
 
 @app.command
@@ -467,8 +465,8 @@ def demo(*, out: Path = Path("demo"), budget: str = "100s", seed: int = 0) -> No
     """
     from segscse.demo import run_demo
 
-    summary = run_demo(out, budget=budget, seed=seed, say=_say, console=_console())
-    _say_scores(summary, out / "evaluation")
+    summary = run_demo(out, budget=budget, seed=seed, say=say, console=make_console())
+    say_scores(summary, out / "evaluation")
 
 
 def _read_config_files(app_: App, commands: tuple[str, ...], arguments: Any) -> None:
@@ -485,93 +483,3 @@ def _read_config_files(app_: App, commands: tuple[str, ...], arguments: Any) -> 
 
 
 app.config = _read_config_files
-
-
-def _fold(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not text.isdigit():
-        raise InputError(f"--fold must be a number, 'all' or 'cv', got {text!r}")
-    return int(text)
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise InputError(f"--size must be two or three positive numbers such as 40,56,40, got {text!r}")
-    return tuple(int(part) for part in parts)
-
-
-def _label(flag: str, text: str) -> int:
-    if not text.strip().isdigit():
-        raise InputError(f"{flag} must name labels by their whole numbers, got {text!r}")
-    return int(text)
-
-
-def _by_label(flag: str, text: str) -> dict[int, str]:
-    """Read `1=liver,2=spleen`."""
-    parts = [part.partition("=") for part in text.split(",")]
-    if not all(sign and value.strip() for _, sign, value in parts):
-        raise InputError(f"{flag} must be label=value, separated by commas, got {text!r}")
-    return {_label(flag, label): value.strip() for label, _, value in parts}
-
-
-def _tolerance(text: str) -> float | dict[int, float]:
-    """Read `2`, or `1=2,2=1.5`."""
-    flag = "--nsd-tolerance-mm"
-    try:
-        if "=" not in text:
-            return float(text)
-        return {label: float(value) for label, value in _by_label(flag, text).items()}
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{flag} must be a number of mm, or label=mm separated by commas, got {text!r}") from error
-
-
-def _engine(name: str) -> str:
-    return "onnxruntime" if name == "onnx" else name  # the format's name stands for what runs it
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def _say_scores(summary: dict[str, Any], folder: Path) -> None:
-    for label in summary["labels"]:
-        mean = label["dice"]["mean"]
-        _say(f"  {label['name']}: Dice {'undefined' if mean is None else f'{mean:.4f}'}")
-    mean = summary["overall"]["mean_dice"]
-    _say(
-        f"mean foreground Dice {'undefined' if mean is None else f'{mean:.4f}'}, {summary['overall']['n_cases']} cases"
-    )
-    _say(f"report: {(folder / 'report.html').resolve()}")
-
-
-def _console(*, stderr: bool = True) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-@contextmanager
-def _bar(console: Console, what: str) -> Iterator[Progress]:
-    """Show a bar with the time left on a terminal, nothing elsewhere."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None, visible=True)
-
-
-def _findings_table(findings: Any) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("level", "case", "file", "problem", "remedy")
-    for finding in findings:
-        cells = (finding.level, finding.case, finding.file, finding.problem, finding.remedy)
-        table.add_row(*(escape(cell) for cell in cells), style="red" if finding.level == "error" else "yellow")
-    return table

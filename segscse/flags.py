@@ -1,0 +1,55 @@
+"""Texts of the command line that are more than a number or a name."""
+
+from __future__ import annotations
+
+from segscse.errors import InputError
+
+
+def read_fold(text: str) -> int | None:
+    """Return the number of a fold, or None for `all`."""
+    if text == "all":
+        return None
+    if not text.isdigit():
+        raise InputError(f"--fold must be a number, 'all' or 'cv', got {text!r}")
+    return int(text)
+
+
+def read_sizes(text: str) -> tuple[int, ...]:
+    """Read `40,56,40`."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--size must be two or three positive numbers such as 40,56,40, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def read_label(flag: str, text: str) -> int:
+    """Return a label id."""
+    if not text.strip().isdigit():
+        raise InputError(f"{flag} must name labels by their whole numbers, got {text!r}")
+    return int(text)
+
+
+def read_by_label(flag: str, text: str) -> dict[int, str]:
+    """Read `1=liver,2=spleen`."""
+    parts = [part.partition("=") for part in text.split(",")]
+    if not all(sign and value.strip() for _, sign, value in parts):
+        raise InputError(f"{flag} must be label=value, separated by commas, got {text!r}")
+    return {read_label(flag, label): value.strip() for label, _, value in parts}
+
+
+def read_tolerance(text: str) -> float | dict[int, float]:
+    """Read `2`, or `1=2,2=1.5`."""
+    flag = "--nsd-tolerance-mm"
+    try:
+        if "=" not in text:
+            return float(text)
+        return {label: float(value) for label, value in read_by_label(flag, text).items()}
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{flag} must be a number of mm, or label=mm separated by commas, got {text!r}") from error
+
+
+def read_engine(name: str) -> str:
+    """Return an engine's name; a format's name stands for what runs it."""
+    return "onnxruntime" if name == "onnx" else name

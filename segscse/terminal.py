@@ -1,0 +1,60 @@
+"""What a person sees: lines, bars and tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from segscse.types import Progress
+
+
+def say(text: str) -> None:
+    """Write a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def say_scores(summary: dict[str, Any], folder: Path) -> None:
+    """Say the Dice of every label, their mean and where the report lies."""
+    for label in summary["labels"]:
+        mean = label["dice"]["mean"]
+        say(f"  {label['name']}: Dice {'undefined' if mean is None else f'{mean:.4f}'}")
+    mean = summary["overall"]["mean_dice"]
+    say(f"mean foreground Dice {'undefined' if mean is None else f'{mean:.4f}'}, {summary['overall']['n_cases']} cases")
+    say(f"report: {(folder / 'report.html').resolve()}")
+
+
+def make_console(*, stderr: bool = True) -> Console:
+    """Return a console on standard error, or on standard output."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+@contextmanager
+def show_bar(console: Console, what: str) -> Iterator[Progress]:
+    """Show a bar with the time left on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None, visible=True)
+
+
+def findings_table(findings: Any) -> Any:
+    """Return a table of a data set's problems."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("level", "case", "file", "problem", "remedy")
+    for finding in findings:
+        cells = (finding.level, finding.case, finding.file, finding.problem, finding.remedy)
+        table.add_row(*(escape(cell) for cell in cells), style="red" if finding.level == "error" else "yellow")
+    return table
