@@ -185,6 +185,15 @@ class TestFolders:
         np.testing.assert_allclose(back.affine, read_image(series).affine, atol=1e-5)
         assert run(["predict", str(trained.folder), series, "--out", series]) == 2
 
+    def test_a_folder_of_series_is_predicted_to_dicom_seg_and_resumed(self, tmp_path, trained, capsys):
+        highdicom = pytest.importorskip("highdicom", reason="the extra dicom is not installed")
+        _series(tmp_path / "in" / "a")
+        command = ["predict", str(trained.folder), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+        assert run([*command, "--format", "input"]) == 0
+        assert len(highdicom.seg.segread(tmp_path / "out" / "a.dcm").SegmentSequence) == 2
+        assert run([*command, "--format", "input", "--resume"]) == 0
+        assert "1 more verified" in capsys.readouterr().out
+
 
 @pytest.mark.parametrize("axes", [FLAT, TILT])
 def test_a_label_map_of_a_series_becomes_dicom_seg_and_points_to_its_slices(tmp_path, axes):
