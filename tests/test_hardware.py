@@ -1,4 +1,6 @@
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,3 +45,22 @@ def test_versions_name_what_decides_a_result():
     assert set(found) == {"segscse", "python", *PACKAGES}
     assert found["python"] == platform.python_version()
     assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_freed_memory_is_used_again_without_new_pages():
+    # In a process of its own: the setting holds for the whole process.
+    code = (
+        "import resource, torch\n"
+        "from segscse.hardware import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(2**24)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults()\n"
+        "print(faults(), keep_freed_memory(), faults() + faults() < 0, faults(), faults())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    without, available, _, *after = done.stdout.split()
+    if available != "True":
+        pytest.skip("this system's C library has no such setting")
+    assert max(int(count) for count in after) < 100 < int(without)

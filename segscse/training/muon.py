@@ -70,12 +70,20 @@ def as_matrix(weights: Tensor) -> Tensor:
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Return about the nearest matrix whose singular values are all 1, by five Newton-Schulz steps in fp32."""
+    """Return about the nearest matrix whose singular values are all 1, by five Newton-Schulz steps in fp32.
+
+    A step maps X to $(a I + b G + c G^2) X$ with $G = X X^T$. The polynomials are multiplied up in the small square
+    matrices and applied to X once, which for a convolution saves most of the work.
+    """
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.T if tall else matrix).float()
     x = x / (x.norm() + 1e-7)
-    for _ in range(STEPS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    gram = x @ x.T
+    product = identity = torch.eye(len(x), device=x.device)
+    for step in range(STEPS):
+        factor = torch.addmm(a * identity + b * gram, gram, gram, alpha=c)
+        product = factor if step == 0 else factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
     return (x.T if tall else x).to(matrix.dtype)

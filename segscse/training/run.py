@@ -28,7 +28,7 @@ from segscse.data.split import Split, make_split
 from segscse.data.store import CaseStore
 from segscse.errors import InputError, Interrupted
 from segscse.files import read_json, write_json
-from segscse.hardware import pick_device, pick_precision, versions
+from segscse.hardware import keep_freed_memory, pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
 from segscse.nets.build import build_unet, check_attention, network_arguments
@@ -146,6 +146,8 @@ class _Setup:
 def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
     """Train until the clock or a signal says stop; return the keeper, which knows the model's Dice."""
     _quiet_lightning()
+    if setup.device.type == "cpu":
+        keep_freed_memory()
     config, folder, plan = setup.config, setup.folder, setup.planned.plan
     pl.seed_everything(config.train.seed, workers=True, verbose=False)
     clock = RunClock(parse_duration(config.train.budget), config.train.max_steps, config.train.validations)
