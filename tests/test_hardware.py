@@ -48,7 +48,8 @@ def test_versions_name_what_decides_a_result():
 
 
 def test_freed_memory_is_used_again_without_new_pages():
-    # In a process of its own: the setting holds for the whole process.
+    # In a process of its own: the setting holds for the whole process. It takes some requests to settle, since an
+    # aligned block does not always fit into the hole that an equal one left.
     code = (
         "import resource, torch\n"
         "from segscse.hardware import keep_freed_memory\n"
@@ -57,10 +58,12 @@ def test_freed_memory_is_used_again_without_new_pages():
         "    torch.ones(2**24)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "faults()\n"
-        "print(faults(), keep_freed_memory(), faults() + faults() < 0, faults(), faults())\n"
+        "print(faults(), keep_freed_memory())\n"
+        "settling = [faults() for _ in range(12)]\n"
+        "print(max(faults() for _ in range(12)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    without, available, _, *after = done.stdout.split()
+    without, available, after = done.stdout.split()
     if available != "True":
         pytest.skip("this system's C library has no such setting")
-    assert max(int(count) for count in after) < 100 < int(without)
+    assert int(after) < 100 < int(without)

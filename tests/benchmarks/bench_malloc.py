@@ -30,10 +30,8 @@ def measure(keep):
         return 1000 * (time.perf_counter() - start)
 
     milliseconds = statistics.median([step() for _ in range(25)][5:])
-    peak = open("/proc/self/status").read().split("VmHWM:")[1].split()[0]
-    sys.stdout.write(
-        f"{milliseconds:.0f} ms a step, {os.times().system:.1f} s in the system, peak {int(peak) // 1024} MB\n"
-    )
+    system, peak = os.times().system, own_peak_mb()
+    sys.stdout.write(f"{milliseconds:.0f} ms a step, {system:.1f} s in the system, peak {peak:.0f} MB\n")
 
 
 def main():
