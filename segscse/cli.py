@@ -15,7 +15,7 @@ from segscse import __version__
 from segscse.config import ExperimentConfig, FlatConfig, load_config, one_line, read_yaml
 from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.flags import read_by_label, read_engine, read_fold, read_label, read_sizes, read_tolerance
-from segscse.terminal import findings_table, make_console, say, say_scores, show_bar
+from segscse.terminal import findings_table, make_console, say, say_outcome, say_scores, show_bar
 
 if TYPE_CHECKING:
     pass
@@ -250,14 +250,7 @@ def predict(
             say=say,
             progress=progress,
         )
-    for failure in outcome.failures:
-        sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
-    if foreground_only:
-        say(f"left out {outcome.windows[1]} of {sum(outcome.windows)} windows as background")
-    parts = [f"{len(outcome.written)} label maps in {out}"]
-    parts += [f"{len(outcome.verified)} more verified"] if resume else []
-    parts += [f"{len(outcome.failures)} cases failed"] if outcome.failures else []
-    say(", ".join(parts))
+    say_outcome(outcome, out, foreground_only=foreground_only, resumed=resume)
     return 2 if outcome.failures else 0
 
 

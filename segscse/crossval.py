@@ -53,20 +53,19 @@ def cross_validate(
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         remedy = "Choose another --out, or continue it with --resume"
         raise InputError("already exists and is not empty", file=folder, remedy=remedy)
-    predictions: dict[str, Path] = {}
-    run = None
-    for fold in range(n_folds(open_dataset(dataset, labels).cases, chosen.data.folds)):
-        run = _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
-        predictions |= {name: _prediction(run.folder, name) for name in run.split.validation}
-    assert run is not None  # there are at least two folds
-    cases = {case.id: case for case in run.planned.index.cases}
+    runs = [
+        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
+        for fold in range(n_folds(open_dataset(dataset, labels).cases, chosen.data.folds))
+    ]
+    planned = runs[0].planned
+    cases = {case.id: case for case in planned.index.cases}
     table = evaluate_folders(
-        predictions,
+        {name: _prediction(run.folder, name) for run in runs for name in run.split.validation},
         {name: case.label for name, case in cases.items() if case.label is not None},
         folder / "evaluation",
         {name: case.images[0] for name, case in cases.items()},
-        names=dict(run.planned.plan.labels),
-        labels=run.planned.plan.label_ids,
+        names=dict(planned.plan.labels),
+        labels=planned.plan.label_ids,
     )
     return summarise(table)
 

@@ -94,6 +94,20 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"is not valid JSON ({error})", file=path, remedy="Repair or replace the file") from error
 
 
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hex digits.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        remedy = "Check its permissions, or copy it again"
+        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy=remedy) from error
+
+
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the SHA-256 of `value`'s canonical JSON: the key of caches and plans."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)

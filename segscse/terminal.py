@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segscse.config import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from segscse.inference.pipeline import Outcome
     from segscse.types import Progress
 
 
@@ -28,6 +31,18 @@ def say_scores(summary: dict[str, Any], folder: Path) -> None:
     mean = summary["overall"]["mean_dice"]
     say(f"mean foreground Dice {'undefined' if mean is None else f'{mean:.4f}'}, {summary['overall']['n_cases']} cases")
     say(f"report: {(folder / 'report.html').resolve()}")
+
+
+def say_outcome(outcome: Outcome, folder: Path, *, foreground_only: bool, resumed: bool) -> None:
+    """Say what became of the cases of a prediction; failures go to standard error."""
+    for failure in outcome.failures:
+        sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
+    if foreground_only:
+        say(f"left out {outcome.windows[1]} of {sum(outcome.windows)} windows as background")
+    parts = [f"{len(outcome.written)} label maps in {folder}"]
+    parts += [f"{len(outcome.verified)} more verified"] if resumed else []
+    parts += [f"{len(outcome.failures)} cases failed"] if outcome.failures else []
+    say(", ".join(parts))
 
 
 def make_console(*, stderr: bool = True) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, Literal
@@ -18,7 +19,7 @@ NORMS = ("group", "instance", "batch", "none")
 HIDDEN_ACTS = ("relu", "none")
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(nn.Module, ABC):
     """A block that keeps the shape of its input: `forward(x) = x * gate(x)` unless it says otherwise.
 
     Args:
@@ -47,9 +48,9 @@ class AttentionBlock(nn.Module):
         self.spatial_dims = spatial_dims
         self.out_channels = channels
 
+    @abstractmethod
     def gate(self, x: Tensor) -> Tensor:
         """Return the weights that rescale `x`; broadcastable to `x` unless the block says otherwise."""
-        raise NotImplementedError
 
     def parts(self) -> GateParts | None:
         """Return the gate in the form that the CPU kernels compute, or None when it is of another form."""

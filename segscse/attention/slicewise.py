@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -40,9 +41,9 @@ class SliceGate(AttentionBlock):
             )
         self.slice_dim = 2 + spatial_axis(axis, spatial_dims)
 
+    @abstractmethod
     def slice_logits(self, z: Tensor) -> Tensor:
         """Return the logits `(B, C, D)` of the descriptors `z`, `(B, C, D)`."""
-        raise NotImplementedError
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the weights, `(B, C, 1, 1, D)` with D at the slice axis, in fp32."""

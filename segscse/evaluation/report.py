@@ -61,6 +61,7 @@ def render_report(
         viewer: embed NiiVue (about 1 MB) and the volumes of the worst, the median and the best case.
     """
     subjects = subjects_of(table, subjects)
+    summary = summary or summarise(table)
     names: dict[int, str] = dict(zip(table["label"].tolist(), table["name"].astype(str), strict=True))
     described = describe(table, subjects=subjects)
     rows = case_rows(table, names)
@@ -70,11 +71,11 @@ def render_report(
     context = {
         "version": __version__,
         "versions": _versions(),
-        "summary": summary or summarise(table),
+        "summary": summary,
         "statistics": _STATISTICS.format(unit="cases" if subjects is None else "subjects"),
         "n_subjects": None if subjects is None else len(set(subjects.values())),
         "facts": _facts(described),
-        "labels": label_rows(described, summary or summarise(table)),
+        "labels": label_rows(described, summary),
         "colours": {label: label_colour(label) for label in names},
         "names": names,
         "described": described.to_dict("records"),
@@ -93,6 +94,10 @@ def render_report(
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     }
+    return _fill_template(context)
+
+
+def _fill_template(context: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segscse.evaluation", "page"),
         autoescape=True,

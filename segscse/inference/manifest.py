@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segscse.errors import InputError
-from segscse.files import read_json, write_json
+from segscse.files import read_json, sha256_of, write_json
 
 NAME = "predictions.json"
 FORMAT = "segscse-predictions"
@@ -48,7 +48,7 @@ class Manifest:
         if not isinstance(outputs, Mapping) or not outputs:
             return False
         return all((self.folder / name).is_file() for name in outputs) and dict(outputs) == {
-            name: file_digest(self.folder / name) for name in outputs
+            name: sha256_of(self.folder / name) for name in outputs
         }
 
     def label_map(self, case: str) -> Path:
@@ -57,7 +57,7 @@ class Manifest:
 
     def add(self, case: str, inputs: Mapping[str, str], outputs: Sequence[Path], quality: Mapping[str, Any]) -> None:
         """Enter a case whose files are written."""
-        names = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in outputs}
+        names = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in outputs}
         self.cases[case] = {"key": self.key, "inputs": dict(inputs), "outputs": names, "quality": dict(quality)}
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.save()
@@ -70,27 +70,14 @@ class Manifest:
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
     """Return the SHA-256 of a case's files by name; of a folder, that of its files' names and contents."""
-    return {file.name: folder_digest(file) if file.is_dir() else file_digest(file) for file in files}
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
+    return {file.name: folder_digest(file) if file.is_dir() else sha256_of(file) for file in files}
 
 
 def folder_digest(folder: Path) -> str:
     """Return a SHA-256 over the names and contents of all files of a folder."""
     total = hashlib.sha256()
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
+        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of(path)}\n".encode())
     return total.hexdigest()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from segscse.data.plan import Plan
 from segscse.errors import InputError
-from segscse.files import atomic_path, read_json, write_json
+from segscse.files import atomic_path, read_json, sha256_of, write_json
 from segscse.inference.engines import PACKAGES
 
 FORMAT = "segscse-model"
@@ -130,21 +129,6 @@ def load_model(path: str | Path) -> ModelFolder:
         engines=tuple(_graph(item, description, file) for item in description["engines"]),
         folder=folder,
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 as 64 hex digits.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", file=path, remedy="Copy the model folder again"
-        ) from error
 
 
 def _description(file: Path) -> dict[str, Any]:

@@ -68,6 +68,9 @@ class Spy(AttentionBlock):
         self.calls = []
         made.append(self)
 
+    def gate(self, x):
+        return x.new_ones(())
+
     def apply_gate(self, x):
         last = x.is_contiguous(memory_format=torch.channels_last_3d)
         autocast = torch.is_autocast_enabled("cpu")

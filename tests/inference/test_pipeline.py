@@ -17,9 +17,10 @@ from volumes import write_volume
 from segscse.data.io import read_image, read_labels
 from segscse.data.output import write_labels
 from segscse.errors import InputError, Interrupted
+from segscse.files import sha256_of
 from segscse.inference import pipeline
 from segscse.inference.engines import TorchEngine
-from segscse.inference.manifest import file_digest, folder_digest
+from segscse.inference.manifest import folder_digest
 from segscse.inference.model_folder import load_model, save_model
 from segscse.inference.pipeline import PARTS, predict_files
 from segscse.inference.predictor import Ensemble, Predictor, load
@@ -253,8 +254,8 @@ class TestResume:
     def test_the_manifest_holds_digests_and_no_paths(self, scans, done):
         manifest = json.loads((done / "predictions.json").read_text())
         entry = manifest["cases"]["scan_0"]
-        assert entry["inputs"] == {"scan_0.nii.gz": file_digest(scans / "scan_0.nii.gz")}
-        assert entry["outputs"] == {"scan_0.nii.gz": file_digest(done / "scan_0.nii.gz")}
+        assert entry["inputs"] == {"scan_0.nii.gz": sha256_of(scans / "scan_0.nii.gz")}
+        assert entry["outputs"] == {"scan_0.nii.gz": sha256_of(done / "scan_0.nii.gz")}
         assert str(scans) not in json.dumps(manifest)
 
 
@@ -312,7 +313,7 @@ def test_the_digest_of_a_folder_is_that_of_names_and_contents(tmp_path):
 
 def test_a_file_that_cannot_be_read_has_no_digest(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        file_digest(tmp_path / "none")
+        sha256_of(tmp_path / "none")
 
 
 class TestMemory:
