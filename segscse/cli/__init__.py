@@ -1,0 +1,74 @@
+"""The command line: one function a verb, parsed from its signature."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import cyclopts
+from cyclopts.config import Dict
+
+from segscse import __version__
+from segscse.cli.data import check, fetch, plan
+from segscse.cli.machine import blocks
+from segscse.cli.models import demo, export, predict, train
+from segscse.cli.scores import compare, evaluate
+from segscse.config import load_config, one_line, read_yaml
+from segscse.errors import Interrupted, SegscseError
+
+
+def main() -> None:
+    """Run the command line and exit with its code: 0, 1 (our defect), 2 (bad input), 130 or 143 (stopped)."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; errors become one line on standard error.
+
+    `--debug` anywhere shows the traceback, too.
+    """
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except (SegscseError, cyclopts.CycloptsError) as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"segscse: {one_line(error)}\n")
+        return 128 + error.signum if isinstance(error, Interrupted) else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("segscse: stopped\n")
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"segscse: internal error: {type(error).__name__}: {one_line(error)} (see --debug)\n")
+        return 1
+    return int(code or 0)
+
+
+def _read_config_files(app_: cyclopts.App, commands: tuple[str, ...], arguments: Any) -> None:
+    """Fill settings from the files after `--config`; the last file and the flags win."""
+    given = next((argument for argument in arguments if "--config" in argument.names), None)
+    paths = [] if given is None else [Path(token.value) for token in given.tokens]
+    load_config(*paths)  # refuses what is no setting, naming the file
+    for path in reversed(paths):
+        values = read_yaml(path)
+        # cyclopts drops top-level keys that are also verbs, and `train` is both: put them all under the verb.
+        for command in reversed(commands):
+            values = {command: values}
+        Dict(values, source=str(path))(app_, commands, arguments)
+
+
+app = cyclopts.App(
+    name="segscse",
+    help="Medical image segmentation with attention U-Nets: check, plan, train, predict, export, evaluate.",
+    version=__version__,
+    suppress_keyboard_interrupt=False,  # `run` answers it
+    help_format="plaintext",
+    config=_read_config_files,
+)
+for verb in (check, plan, train, predict, export, evaluate, compare, blocks, fetch, demo):
+    app.command(verb)

@@ -1,0 +1,187 @@
+"""The verbs that train, use and convert models: heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from segscse.cli.flags import read_engine, read_fold
+from segscse.cli.options import Configs, Device, Engine, ExportEngine, Labels
+from segscse.cli.terminal import make_console, say, say_outcome, say_scores, show_bar
+from segscse.config import ExperimentConfig, FlatConfig
+
+
+def train(
+    dataset: Path,
+    *,
+    out: Path | None = None,
+    fold: str = "0",
+    budget: str | None = None,
+    resume: bool = False,
+    labels: Labels = None,
+    config: Configs = None,
+    experiment: FlatConfig = ExperimentConfig(),  # noqa: B008, frozen
+) -> None:
+    """Train one fold or all of them, then segment and score the validation cases on their own grids.
+
+    Args:
+        dataset: As for `segscse check`.
+        out: Run folder. Default: runs/<data set>_<2d|3d>_fold<fold>.
+        fold: Number of the cross-validation fold, `all` to train on every case, or `cv` to train and score every fold.
+        budget: Time for training, such as 90s, 20m or 2h; wins over train.budget and train.max_steps.
+        resume: Continue the run in --out.
+        labels: Folder of label maps that pair with the images by name.
+        config: YAML files of settings, merged in order; flags win over them.
+        experiment: Settings of the experiment.
+    """
+    from segscse.api import validate_run
+    from segscse.crossval import cross_validate
+    from segscse.training.run import train_run
+
+    name = dataset.resolve().name.removesuffix(".csv")
+    place = "cv" if fold == "cv" else f"fold{fold}"
+    folder = out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_{place}"
+    if fold == "cv":
+        with show_bar(make_console(), "validating") as progress:
+            summary = cross_validate(
+                dataset,
+                out=folder,
+                labels=labels,
+                config=experiment,
+                budget=budget,
+                resume=resume,
+                console=make_console(),
+                progress=progress,
+            )
+        say_scores(summary, folder / "evaluation")
+        return
+    run_ = train_run(
+        dataset,
+        folder,
+        experiment,
+        labels=labels,
+        fold=read_fold(fold),
+        budget=budget,
+        resume=resume,
+        console=make_console(),
+    )
+    say(f"trained {run_.steps} steps: {run_.folder}")
+    if run_.split.validation:
+        with show_bar(make_console(), "validating") as progress:
+            summary = validate_run(run_, device=experiment.train.device, progress=progress)
+        say_scores(summary, run_.folder / "validation")
+
+
+def predict(
+    model: Path,
+    inputs: Annotated[list[Path], Parameter(name="INPUT", negative="")],
+    /,
+    *,
+    out: Path,
+    ensemble: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    tta: bool = False,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    foreground_only: bool = False,
+    resume: bool = False,
+    memory: str | None = None,
+    format: Literal["nifti", "input"] = "nifti",  # noqa: A002, the flag's name
+    engine: Engine = "auto",
+    device: Device = "auto",
+) -> int:
+    """Segment scans; label maps come back on each scan's own grid.
+
+    Beside them go quality.csv, which says which cases to look at first, and predictions.json for --resume.
+
+    Args:
+        model: Run folder or model folder.
+        inputs: Images, DICOM series folders, folders of either, or CSV files (case,image[,image2...]).
+        out: Folder for the label maps, <case>.nii.gz.
+        ensemble: A further run or model whose probabilities are averaged with the first's; may be given repeatedly.
+        tta: Average over mirrored inputs: better by a little, up to 8 times slower.
+        probabilities: Also write probabilities/<case>.nii.gz, (X, Y, Z, label) in steps of 1/255.
+        uncertainty: Also write uncertainty/<case>.nii.gz, the entropy of every voxel between 0 and 1, and with an
+            ensemble disagreement/<case>.nii.gz, the part of it that its members disagree about.
+        foreground_only: Leave out windows that hold nothing but background air; no other voxel changes by it.
+        resume: Leave out cases whose label map is there, made from the same scan, model and settings.
+        memory: Limit such as 4GB, which the batch and the rows that are open at once are chosen for.
+        format: nifti, or input for each scan's own format (DICOM SEG for a DICOM series).
+        engine: What computes the network; auto takes the fastest of those that the model was exported for, or torch.
+        device: Where to run.
+    """
+    from segscse.inference.memory import parse_bytes
+    from segscse.inference.pipeline import predict_files
+    from segscse.inference.predictor import Ensemble, load
+    from segscse.inference.segment import Options
+
+    limit = None if memory is None else parse_bytes(memory)
+    folders = (model, *(ensemble or ()))
+    models = [load(folder, device=device, engine=read_engine(engine), mirror=tta) for folder in folders]
+    for one in models:
+        say(f"engine: {one.chosen}")
+    predictor = models[0] if len(models) == 1 else Ensemble(models)
+    options = Options(probabilities=probabilities, uncertainty=uncertainty, foreground_only=foreground_only)
+    with show_bar(make_console(), "predicting") as progress:
+        outcome = predict_files(
+            predictor,
+            inputs,
+            out,
+            options=options,
+            form=format,
+            resume=resume,
+            memory=limit,
+            say=say,
+            progress=progress,
+        )
+    say_outcome(outcome, out, foreground_only=foreground_only, resumed=resume)
+    return 2 if outcome.failures else 0
+
+
+def export(
+    model: Path,
+    /,
+    *,
+    out: Path,
+    engine: Annotated[list[ExportEngine] | None, Parameter(name=("--engine", "--format"), negative="")] = None,
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    calibrate: Annotated[list[Path] | None, Parameter(negative="")] = None,
+) -> None:
+    """Write a model for OpenVINO or ONNX Runtime: one folder with all that prediction needs, compared with PyTorch.
+
+    Args:
+        model: Run folder or model folder.
+        out: The new folder.
+        engine: openvino (the default) or onnx; repeat for both.
+        precision: Of OpenVINO; bf16 is half precision where the hardware has it; int8 needs --calibrate.
+        calibrate: Scans, or folders of scans, to calibrate int8 with and to compare on.
+    """
+    from segscse.inference.export import export_model
+
+    engines = [read_engine(name) for name in engine or ["openvino"]]
+    with show_bar(make_console(), "reading") as progress:
+        exported = export_model(
+            model, out, engines=engines, precision=precision, calibrate=calibrate or (), progress=progress
+        )
+    for graph in exported.engines:
+        for ran, parity in graph.parity.items():
+            say(
+                f"{graph.engine} {ran}: logits differ from PyTorch's by {parity['error']:.2g} of their spread, "
+                f"{100 * parity['flipped']:.2g} % of the foreground by label ({parity['windows']} windows)"
+            )
+    say(f"model: {out}")
+
+
+def demo(*, out: Path = Path("demo"), budget: str = "100s", seed: int = 0) -> None:
+    """Make phantom scans, plan, train, predict and evaluate them, and say where the report lies.
+
+    Args:
+        out: Folder for everything.
+        budget: Time for training.
+        seed: Of the phantoms and of the training.
+    """
+    from segscse.demo import run_demo
+
+    summary = run_demo(out, budget=budget, seed=seed, say=say, console=make_console())
+    say_scores(summary, out / "evaluation")

@@ -1,0 +1,110 @@
+"""The verbs that score and compare: heavy imports wait until a verb needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from segscse.cli.flags import read_by_label, read_label, read_tolerance
+from segscse.cli.terminal import make_console, say, say_scores, show_bar
+from segscse.errors import InputError
+
+
+def evaluate(
+    *,
+    pred: Path,
+    ref: Path,
+    out: Path,
+    images: Path | None = None,
+    labels: str | None = None,
+    names: str | None = None,
+    nsd_tolerance_mm: str = "1",
+    probabilities: Path | None = None,
+    missing: Literal["error", "empty"] = "error",
+    workers: int | None = None,
+    subjects: Path | None = None,
+    model: Path | None = None,
+    viewer: bool = True,
+) -> None:
+    """Score label maps against references: cases.csv, summary.json, conventions.txt and report.html.
+
+    Args:
+        pred: Folder of predictions.
+        ref: Folder of references; files pair by name.
+        out: Folder for the results.
+        images: Folder of images to show under the report's overlays.
+        labels: Labels to score, such as 1,2,5; every one that occurs if not given.
+        names: Names of labels, such as 1=liver,2=spleen.
+        nsd_tolerance_mm: Tolerance of the surface Dice, such as 2, or one per label, 1=2,2=1.5.
+        probabilities: Folder that predict --probabilities wrote; adds calibration (ECE, Brier). Needs --labels.
+        missing: What to do about references without a prediction: refuse, or score an empty one.
+        workers: Cases scored at a time; one per core, at most 4, if not given.
+        subjects: CSV with the columns case,subject, where subjects have several cases.
+        model: Run or model folder that made the predictions; its record goes into the report.
+        viewer: Embed a viewer and the worst, median and best case in the report.
+    """
+    from segscse.evaluation.folders import evaluate_folders
+    from segscse.evaluation.scores import summarise
+    from segscse.evaluation.tables import load_provenance, load_subjects
+
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be 1 or more, got {workers}")
+    with show_bar(make_console(), "scoring") as progress:
+        table = evaluate_folders(
+            pred,
+            ref,
+            out,
+            images,
+            missing,
+            None if names is None else read_by_label("--names", names),
+            None if labels is None else [read_label("--labels", text) for text in labels.split(",")],
+            nsd_tolerance_mm=read_tolerance(nsd_tolerance_mm),
+            probabilities_dir=probabilities,
+            workers=workers,
+            subjects=None if subjects is None else load_subjects(subjects),
+            provenance=None if model is None else load_provenance(model),
+            viewer=viewer,
+            progress=progress,
+        )
+    say_scores(summarise(table), out)
+
+
+def compare(
+    evaluations: Annotated[list[Path], Parameter(name="EVALUATION", negative="")],
+    /,
+    *,
+    metric: str = "dice",
+    subjects: Path | None = None,
+    pairs: Literal["first", "all"] = "first",
+    out: Path | None = None,
+) -> None:
+    """Compare evaluations case by case: paired differences, intervals, Wilcoxon with Holm, ranks, and a verdict.
+
+    Args:
+        evaluations: Evaluation folders or cases.csv files, two or more; the first is the baseline.
+        metric: Column of cases.csv to compare, such as dice, hd95_mm or nsd.
+        subjects: CSV with the columns case,subject, where subjects have several cases.
+        pairs: Compare every evaluation with the first, or all pairs.
+        out: Also write comparison.json and comparison.md to this folder.
+    """
+    from segscse.evaluation.comparison import compare as compare_tables
+    from segscse.evaluation.tables import load_subjects
+    from segscse.files import write_json, write_text
+
+    if len(evaluations) < 2:
+        raise InputError("there must be two evaluations or more to compare", remedy="Give their folders")
+    compared = compare_tables(
+        *evaluations,
+        metric=metric,
+        subjects=None if subjects is None else load_subjects(subjects),
+        pairs=pairs,
+    )
+    for letter, path in zip(compared.names, evaluations, strict=True):
+        say(f"{letter}: {path}")
+    say(str(compared))
+    if out is not None:
+        write_json(out / "comparison.json", {"evaluations": [str(path) for path in evaluations], **compared.to_json()})
+        write_text(out / "comparison.md", compared.to_markdown())
+        say(f"comparison: {out}")
