@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from segscse.training.soft_counts import soft_counts
+
 
 def dice_ce_loss(logits: torch.Tensor, target: torch.Tensor, *, smooth: float = 1.0) -> torch.Tensor:
     """Return the mean cross-entropy plus one minus the soft Dice, averaged over the foreground classes.
@@ -19,16 +21,10 @@ def dice_ce_loss(logits: torch.Tensor, target: torch.Tensor, *, smooth: float = 
         target: `(B, *S)`, channel numbers.
         smooth: added to numerator and denominator, in voxels.
     """
-    logits = logits.float()
-    target = target.long()
-    log_p = F.log_softmax(logits, dim=1)
-    cross_entropy = F.nll_loss(log_p, target)
-    p = log_p.exp().flatten(2)[:, 1:]  # (B, K - 1, N)
-    one_hot = torch.zeros_like(log_p).scatter_(1, target[:, None], 1.0).flatten(2)[:, 1:]
-    intersection = (p * one_hot).sum(dim=(0, 2))
-    size = p.sum(dim=(0, 2)) + one_hot.sum(dim=(0, 2))
+    cross_entropy, *counts = soft_counts(logits, target).split([1, *[logits.shape[1] - 1] * 2])
+    intersection, size = counts
     dice = (2 * intersection + smooth) / (size + smooth)
-    return cross_entropy + (1 - dice.mean())
+    return cross_entropy[0] + (1 - dice.mean())
 
 
 def deep_supervision_loss(outputs: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
