@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from segscse.errors import InputError, Interrupted, SegscseError
 
 if TYPE_CHECKING:
-    import torch
-
     from segscse.watch import Watch
 
 Item = TypeVar("Item")
@@ -76,7 +74,8 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     values = os.environ if environment is None else environment
     if "TORCHELASTIC_RUN_ID" in values:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        ranks = Ranks(*(int(values[name]) for name in names), launcher="torchrun")
+        rank, world, local_rank, local_world = (int(values[name]) for name in names)
+        ranks = Ranks(rank, world, local_rank, local_world, "torchrun")
     elif int(values.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         world, nodes = int(values["SLURM_STEP_NUM_TASKS"]), int(values.get("SLURM_STEP_NUM_NODES", "1"))
         local = world // nodes if world % nodes == 0 else 0

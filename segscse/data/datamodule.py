@@ -17,8 +17,9 @@ from segscse.ranks import ALONE, Group
 class PatchStream(IterableDataset):
     """Batches from step `start()` on, until `stop()`: one round of training between two validations.
 
-    Processes that share a batch get their parts of it. Lightning fetches a batch ahead, so a round ends one step after `stop()` turned true. A round has at least one
-    batch: so a run that was interrupted between those two steps goes on as if it had not been.
+    Processes that share a batch get their parts of it. Lightning fetches a batch ahead, so a round ends one step after
+    `stop()` turned true. A round has at least one batch: so a run that was interrupted between those two steps goes on
+    as if it had not been.
     """
 
     def __init__(

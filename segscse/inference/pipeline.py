@@ -144,7 +144,7 @@ def predict_files(
     return outcome if group.world == 1 else _together(outcomes)
 
 
-def _find(inputs: list[Path], out: Path, channels: int) -> dict[str, list[Path]]:
+def _find(inputs: list[Path], out: Path, channels: int) -> Mapping[str, Sequence[Path]]:
     """Return the cases; what an earlier job of several processes has entered before it ended is brought together."""
     cases = find_inputs(inputs, channels)
     _refuse_overwriting(cases, out)

@@ -258,7 +258,7 @@ def _trainer(setup: _Setup, callbacks: list[pl.Callback], group: Group) -> pl.Tr
     else:
         # What a launcher says of this process is not meant for a run that it makes alone.
         places["plugins"] = LightningEnvironment()
-        rank_zero_only.rank = 0
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
     return pl.Trainer(
         accelerator=setup.device.type,
         **places,
