@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from segscse.config import AugmentConfig
 from segscse.data.augment import augment_batch
 from segscse.data.sampling import PatchSampler
+from segscse.ranks import ALONE, Group
 
 
 class PatchStream(IterableDataset):
     """Batches from step `start()` on, until `stop()`: one round of training between two validations.
 
-    Lightning fetches a batch ahead, so a round ends one step after `stop()` turned true. A round has at least one
-    batch: so a run that was interrupted between those two steps goes on as if it had not been.
+    Processes that share a batch get their parts of it. Lightning fetches a batch ahead, so a round ends one step after
+    `stop()` turned true. A round has at least one batch: so a run that was interrupted between those two steps goes on
+    as if it had not been.
     """
 
-    def __init__(self, sampler: PatchSampler, start: Callable[[], int], stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, sampler: PatchSampler, start: Callable[[], int], stop: Callable[[], bool], group: Group = ALONE
+    ) -> None:
         super().__init__()
+        self.group = group
         self.sampler = sampler
         self.start = start
         self.stop = stop
@@ -30,23 +34,29 @@ class PatchStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         step = self.start()
         while True:
-            yield {**self.sampler.batch(step), "step": step}
+            yield {**self.sampler.batch(step, self.group.rank, self.group.world), "step": step}
             step += 1
             if self.stop():
                 return
 
 
 class VolumeDataset(Dataset):
-    """Whole preprocessed cases, `{"image": (C, X, Y, Z), "label": (X, Y, Z), "case": id}`."""
+    """Whole preprocessed cases, `{"image": (C, X, Y, Z), "label": (X, Y, Z), "case": id}`.
 
-    def __init__(self, sampler: PatchSampler, cases: tuple[str, ...]) -> None:
+    Without any it holds one empty item, because Lightning skips the validation of a process that has nothing to do,
+    and the others would wait for it.
+    """
+
+    def __init__(self, sampler: PatchSampler, cases: Sequence[str]) -> None:
         self.store = sampler.store
         self.cases = cases
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return max(1, len(self.cases))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not self.cases:
+            return {}
         case = self.store[self.cases[index]]
         return {"image": case.image, "label": case.label, "case": case.id}
 
@@ -58,25 +68,28 @@ class SegDataModule(pl.LightningDataModule):
 
     Args:
         sampler: cuts the patches.
-        validation: case ids to validate on.
+        validation: case ids that this process validates on.
         augment: what to change at random.
         start: number of the next step.
         stop: whether the round is over.
+        group: the processes that share the batches.
     """
 
     def __init__(
         self,
         sampler: PatchSampler,
-        validation: tuple[str, ...],
+        validation: Sequence[str],
         augment: AugmentConfig,
         start: Callable[[], int],
         stop: Callable[[], bool],
+        group: Group = ALONE,
     ) -> None:
         super().__init__()
         self.sampler = sampler
         self.validation = validation
         self.augment = augment
-        self.stream = PatchStream(sampler, start, stop)
+        self.group = group
+        self.stream = PatchStream(sampler, start, stop, group)
 
     def train_dataloader(self) -> DataLoader:
         """Return the stream of cut batches."""
@@ -87,10 +100,9 @@ class SegDataModule(pl.LightningDataModule):
         return DataLoader(VolumeDataset(self.sampler, self.validation), batch_size=None)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Augment training batches where they now are; the changes depend on seed and step alone."""
+        """Augment training batches where they now are; the changes of a patch depend on seed, step and its number."""
         if "step" not in batch:
             return batch
-        generator = torch.Generator(batch["image"].device)
-        generator.manual_seed((self.sampler.seed << 32) + int(batch["step"]))
-        image, label = augment_batch(batch["image"], batch["label"], self.sampler.plan, self.augment, generator)
+        draws = self.sampler.augmentation(int(batch["step"]), self.group.rank, self.group.world)
+        image, label = augment_batch(batch["image"], batch["label"], self.sampler.plan, self.augment, draws)
         return {"image": image, "label": label}

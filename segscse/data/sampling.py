@@ -1,4 +1,4 @@
-"""Training patches: which case, where, and how much around it; batch k is a function of seed and k alone."""
+"""Training patches: which case, where, how much around it; patch i of batch k is a function of seed, k and i alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 
 from segscse.data.plan import Plan
 from segscse.data.store import CaseStore, StoredCase
+from segscse.ranks import share
 
 # A rotated or zoomed-out patch reads from beyond its border: cut this much more, where the image has it.
 SPATIAL_MARGIN = 1.3
+# What random numbers are for, so that none serve twice.
+_COUNT, _CUT, _AUGMENT = range(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +34,31 @@ class PatchSampler:
     foreground_share: float
     seed: int
 
-    def batch(self, step: int) -> dict[str, torch.Tensor]:
-        """Return the images `(B, C, *cut_size)` and labels `(B, *cut_size)` of step number `step`."""
-        rng = np.random.default_rng([self.seed, step])
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
+        """Return what process `rank` of `world` takes of the batch of step number `step`.
+
+        The processes' parts together are the batch of one process, patch by patch.
+
+        Returns:
+            `image` `(B, C, *cut_size)` and `label` `(B, *cut_size)`, with B the batch size divided by `world`.
+        """
         size = self.plan.batch_size
-        n_foreground = int(np.floor(size * self.foreground_share + rng.random()))
-        cuts = [self._cut(rng, foreground=index < n_foreground) for index in range(size)]
+        n_foreground = int(np.floor(size * self.foreground_share + self._rng(step, _COUNT).random()))
+        cuts = [
+            self._cut(self._rng(step, _CUT, index), foreground=index < n_foreground)
+            for index in share(range(size), rank, world)
+        ]
         return {
             "image": torch.stack([image for image, _ in cuts]),
             "label": torch.stack([label for _, label in cuts]),
         }
+
+    def augmentation(self, step: int, rank: int = 0, world: int = 1) -> list[np.random.Generator]:
+        """Return the random numbers that augment each patch of `batch(step, rank, world)`."""
+        return [self._rng(step, _AUGMENT, index) for index in share(range(self.plan.batch_size), rank, world)]
+
+    def _rng(self, step: int, purpose: int, index: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.seed, step, purpose, index])
 
     def _cut(self, rng: np.random.Generator, *, foreground: bool) -> tuple[torch.Tensor, torch.Tensor]:
         case = self.store[self.cases[int(rng.integers(len(self.cases)))]]

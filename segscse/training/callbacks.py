@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from segscse.errors import Interrupted, SegscseError
 from segscse.files import write_text
+from segscse.ranks import ALONE, Group
 from segscse.training.averaging import EmaWeights
 from segscse.training.clock import RunClock
 from segscse.training.module import SegModule
@@ -33,10 +34,12 @@ class MetricsTable:
     Args:
         path: the file.
         columns: names, in order; values not given stay empty.
+        writes: whether this process writes the file.
     """
 
-    def __init__(self, path: Path, columns: list[str]) -> None:
+    def __init__(self, path: Path, columns: list[str], *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.columns = columns
         self.rows: list[dict[str, Any]] = []
 
@@ -49,6 +52,8 @@ class MetricsTable:
     def add(self, **values: Any) -> None:
         """Add a row and write the file."""
         self.rows.append(values)
+        if not self.writes:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -68,6 +73,7 @@ class RunKeeper(Callback):
         ema: the weight averaging, if any.
         checkpoint_every_s: longest time without a checkpoint.
         patience: validations without improvement before the run stops, or None.
+        group: the processes of the run; a signal to one stops all.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class RunKeeper(Callback):
         ema: EmaWeights | None,
         checkpoint_every_s: float,
         patience: int | None,
+        group: Group = ALONE,
     ) -> None:
         self.folder = folder
         self.clock = clock
@@ -90,6 +97,7 @@ class RunKeeper(Callback):
         self.ema = ema
         self.checkpoint_every_s = checkpoint_every_s
         self.patience = patience
+        self.group = group
         self.best = -math.inf
         self.dice = math.nan
         self.waited = 0
@@ -130,6 +138,7 @@ class RunKeeper(Callback):
         self._losses.append(loss)
         if self.clock.step % LOG_EVERY == 0:
             self._log_steps(trainer)
+        self.agree_on_stop()
         if self.stop.signum is not None:
             self._save_checkpoint(trainer)
             validates_next = trainer.enable_validation and (trainer.is_last_batch or self.clock.done)
@@ -143,6 +152,7 @@ class RunKeeper(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the model (with `patience` only if it is the best), write the log and a checkpoint."""
         self.clock.finish_validation()
+        self.agree_on_stop()
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_dice")}
         self._log_steps(trainer, **scores)
         dice = scores["val_dice"]
@@ -172,6 +182,10 @@ class RunKeeper(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._signals.close()
+
+    def agree_on_stop(self) -> None:
+        """Let a signal that reached one process stop all of them after the same step."""
+        self.stop.signum = self.group.largest(self.stop.signum or 0) or None
 
     def _stop(self, module: pl.LightningModule, signum: int) -> None:
         """Leave a usable model and end the run."""

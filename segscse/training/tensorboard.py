@@ -47,7 +47,7 @@ class ValidationPictures(Callback):
     ) -> None:
         """Write the picture and the statistics of the first case."""
         boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if batch_idx or not boards:
+        if batch_idx or not boards or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, SegModule)  # the trainer only ever gets one
         plan = self.plan
