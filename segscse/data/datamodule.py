@@ -80,11 +80,13 @@ class SegDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the stream of cut batches."""
-        return DataLoader(self.stream, batch_size=None)
+        # A loader draws a seed whenever it starts; with a generator of its own it leaves the global one alone.
+        return DataLoader(self.stream, batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation volumes, one at a time."""
-        return DataLoader(VolumeDataset(self.sampler, self.validation), batch_size=None)
+        volumes = VolumeDataset(self.sampler, self.validation)
+        return DataLoader(volumes, batch_size=None, generator=torch.Generator())
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Augment training batches where they now are; the changes depend on seed and step alone."""
@@ -93,4 +95,4 @@ class SegDataModule(pl.LightningDataModule):
         generator = torch.Generator(batch["image"].device)
         generator.manual_seed((self.sampler.seed << 32) + int(batch["step"]))
         image, label = augment_batch(batch["image"], batch["label"], self.sampler.plan, self.augment, generator)
-        return {"image": image, "label": label}
+        return {"image": image, "label": label, "cases": batch["cases"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,18 +32,19 @@ class PatchSampler:
     foreground_share: float
     seed: int
 
-    def batch(self, step: int) -> dict[str, torch.Tensor]:
-        """Return the images `(B, C, *cut_size)` and labels `(B, *cut_size)` of step number `step`."""
+    def batch(self, step: int) -> dict[str, Any]:
+        """Return the images `(B, C, *cut_size)`, labels `(B, *cut_size)` and case ids of step number `step`."""
         rng = np.random.default_rng([self.seed, step])
         size = self.plan.batch_size
         n_foreground = int(np.floor(size * self.foreground_share + rng.random()))
         cuts = [self._cut(rng, foreground=index < n_foreground) for index in range(size)]
         return {
-            "image": torch.stack([image for image, _ in cuts]),
-            "label": torch.stack([label for _, label in cuts]),
+            "image": torch.stack([image for image, _, _ in cuts]),
+            "label": torch.stack([label for _, label, _ in cuts]),
+            "cases": [case for _, _, case in cuts],
         }
 
-    def _cut(self, rng: np.random.Generator, *, foreground: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _cut(self, rng: np.random.Generator, *, foreground: bool) -> tuple[torch.Tensor, torch.Tensor, str]:
         case = self.store[self.cases[int(rng.integers(len(self.cases)))]]
         centre = _random_place(case, rng) if foreground and case.places else None
         image, label = case.image, case.label
@@ -55,7 +57,7 @@ class PatchSampler:
             _corner(extent, patch, cut, rng, None if centre is None else int(centre[axis]))
             for axis, extent, patch, cut in zip(axes, label.shape, self.plan.patch_size, self.cut_size, strict=True)
         ]
-        return cut_padded(image, corner, self.cut_size), cut_padded(label[None], corner, self.cut_size)[0]
+        return cut_padded(image, corner, self.cut_size), cut_padded(label[None], corner, self.cut_size)[0], case.id
 
 
 def cut_size(plan: Plan, shapes: Sequence[tuple[int, ...]], *, spatial: bool) -> tuple[int, ...]:

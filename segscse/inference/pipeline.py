@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import signal
 import threading
-import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -25,7 +24,7 @@ from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted
-from segscse.files import digest
+from segscse.files import digest, only_writer, remove_leftovers, temporary_path
 from segscse.inference.manifest import Manifest, digests
 from segscse.inference.memory import (
     Estimate,
@@ -45,6 +44,8 @@ from segscse.types import Progress
 Item = TypeVar("Item")
 # Progress is counted in thousandths of a case, so that a single large scan moves the bar, too.
 PARTS = 1000
+# What there may be of a case beside its label map, each in a folder of its own.
+MAPS = ("probabilities", "uncertainty", "disagreement")
 # Maps beyond this size are drawn in a file and not in memory.
 MAP_BYTES = 2**28
 # Of so many of the largest files the headers are read to know the memory beforehand.
@@ -133,9 +134,9 @@ def predict_files(
         say(f"memory: at most about {outcome.memory}")
     if outcome.memory is not None:
         options = with_estimate(options, outcome.memory)
-    run = _Run(model, cases, out, options, form, resume, memory, a_window, outcome, progress)
-    with _stoppable(outcome, out):
-        run.all()
+    with only_writer(out), _stoppable(outcome, out):
+        remove_leftovers(out, *(out / name for name in MAPS))
+        _Run(model, cases, out, options, form, resume, memory, a_window, outcome, progress).all()
     return outcome
 
 
@@ -233,7 +234,7 @@ class _Run:
         """Write a case's files, the label map last, and enter it into the manifest."""
         try:
             outputs = []
-            for name in ("probabilities", "uncertainty", "disagreement"):
+            for name in MAPS:
                 if (values := getattr(made, name)) is not None:
                     outputs.append(self.out / name / f"{case.name}.nii.gz")
                     write_map(outputs[-1], values, made.source)
@@ -310,8 +311,7 @@ def _map_of_bytes(out: Path, scratch: list[Path], name: str, shape: tuple[int, .
     """Return an array of bytes for a map: in memory when it is small, else in a file beside the outputs."""
     if prod(shape) <= MAP_BYTES:
         return np.zeros(shape, np.uint8, order="F")
-    out.mkdir(parents=True, exist_ok=True)
-    scratch.append(out / f".{name}.{uuid.uuid4().hex[:12]}.tmp")
+    scratch.append(temporary_path(out / name))
     return np.memmap(scratch[-1], np.uint8, "w+", shape=shape, order="F")
 
 

@@ -27,7 +27,7 @@ from segscse.data.sampling import PatchSampler, cut_size
 from segscse.data.split import Split, make_split
 from segscse.data.store import CaseStore
 from segscse.errors import InputError, Interrupted
-from segscse.files import read_json, write_json
+from segscse.files import LOCK, is_temporary, only_writer, read_json, remove_leftovers, write_json
 from segscse.hardware import keep_freed_memory, pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
@@ -35,6 +35,7 @@ from segscse.nets.build import build_unet, check_attention, network_arguments
 from segscse.nets.dims import network_to_channels_last
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
+from segscse.training.checkpoints import WholeCheckpoints, has_checkpoint, sound_checkpoint
 from segscse.training.clock import RunClock
 from segscse.training.display import run_html
 from segscse.training.module import SegModule
@@ -44,6 +45,7 @@ from segscse.types import Progress
 
 # What a run leaves before its first checkpoint.
 BEGINNINGS = (
+    LOCK,
     "cache",
     "checkpoints",
     "config.yaml",
@@ -100,7 +102,8 @@ def train_run(
         labels: the folder of label maps, when `dataset` is a folder of images.
         fold: cross-validation fold, or None to train on every case.
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
-        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so.
+        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so; one that
+            was killed before its first checkpoint starts again.
         console: where progress is shown; nowhere if not given.
 
     Raises:
@@ -108,26 +111,39 @@ def train_run(
         Interrupted: a signal stopped the run; its folder holds a checkpoint and a usable model.
     """
     console = console or Console(stderr=True, quiet=True)
-    if resume:
-        config = _resumed_config(folder, config)
-    else:
-        _refuse_used(folder)
-    if budget is not None:
-        config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
+    with only_writer(folder):
+        if resume:
+            config = _resumed_config(folder, config)
+        else:
+            _refuse_used(folder)
+        remove_leftovers(*_places(folder))
+        if budget is not None:
+            config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
+        setup = _set_up(dataset, folder, config, labels, fold, console)
+        checkpoint = _checkpoint(setup, console) if resume else None
+        keeper = _fit(setup, console, checkpoint)
+    dice = keeper.dice if math.isfinite(keeper.dice) else None
+    return Run(folder, dice, keeper.clock.step, setup.split, setup.planned)
+
+
+def _set_up(
+    dataset: str | Path,
+    folder: Path,
+    config: ExperimentConfig,
+    labels: str | Path | None,
+    fold: int | None,
+    console: Console,
+) -> _Setup:
+    """Read the data set and decide everything that a run starts from."""
     check_attention(config.model)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     with _counted(console, "reading the data set") as progress:
         planned = plan_dataset(dataset, config, labels=labels, progress=progress)
     for warning in planned.warnings:
-        console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
+        _warn(console, f"{warning.file or warning.case}: {warning.problem}")
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
-    setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
-    if resume:
-        _refuse_other_data(setup)
-    keeper = _fit(setup, console, resume=resume)
-    dice = keeper.dice if math.isfinite(keeper.dice) else None
-    return Run(folder, dice, keeper.clock.step, split, planned)
+    return _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +159,8 @@ class _Setup:
     record: dict[str, Any]
 
 
-def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
-    """Train until the clock or a signal says stop; return the keeper, which knows the model's Dice."""
+def _fit(setup: _Setup, console: Console, checkpoint: Path | None) -> RunKeeper:
+    """Train, from a checkpoint if there is one, until the clock or a signal says stop; return the keeper."""
     _quiet_lightning()
     if setup.device.type == "cpu":
         keep_freed_memory()
@@ -157,7 +173,7 @@ def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
         data = _data(setup, clock, progress)
     # Everything that can be refused has been: from here on there is a run.
     save_config(folder / "config.yaml", config)
-    if not resume:
+    if checkpoint is None:
         save_plan(folder / "plan.json", plan)
         write_json(folder / "fingerprint.json", setup.planned.fingerprint.to_json())
         write_json(folder / "run.json", setup.record)
@@ -166,9 +182,8 @@ def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
     trainer = _trainer(setup, [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)])
     module = SegModule(network, plan, config.optim, clock)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
     try:
-        trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # Lightning's answer to signals that the keeper does not see, such as a second SIGINT
         number = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else signal.SIGTERM
         raise Interrupted(number, f"stopped at once, at step {clock.step} (run folder: {folder})") from error
@@ -205,6 +220,7 @@ def _trainer(setup: _Setup, callbacks: list[pl.Callback]) -> pl.Trainer:
         precision=LIGHTNING_PRECISION[setup.precision],  # type: ignore[arg-type]
         max_epochs=-1,
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         logger=TensorBoardLogger(setup.folder, name="tensorboard", version=""),
         gradient_clip_val=setup.config.optim.clip_norm,
         num_sanity_val_steps=0,
@@ -272,13 +288,20 @@ def _record(planned: PlannedDataset, split: Split, device: torch.device, precisi
     }
 
 
+def _places(folder: Path) -> list[Path]:
+    """Return the folders of a run into which it writes."""
+    return [folder, *(folder / name for name in ("checkpoints", "model")), *(folder / "cache").glob("*")]
+
+
+def _only_begun(folder: Path) -> bool:
+    """Return whether a folder holds nothing but what a run leaves that never reached a checkpoint."""
+    names = {item.name for item in folder.iterdir() if not is_temporary(item)}
+    return names <= set(BEGINNINGS) and not has_checkpoint(folder)
+
+
 def _refuse_used(folder: Path) -> None:
     """Refuse a folder that holds anything but the beginnings of a run that never reached a checkpoint."""
-    if not folder.exists():
-        return
-    names = {item.name for item in folder.iterdir()} if folder.is_dir() else {folder.name}
-    unfinished = names <= set(BEGINNINGS) and not (folder / "checkpoints" / "last.ckpt").exists()
-    if not unfinished:
+    if not _only_begun(folder):
         raise InputError(
             "already exists and is not empty",
             file=folder,
@@ -288,7 +311,8 @@ def _refuse_used(folder: Path) -> None:
 
 def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
     """Return the configuration that the run was started with; only its length may be another."""
-    for name in ("config.yaml", "plan.json", "run.json", "checkpoints/last.ckpt"):
+    needed = ["config.yaml"] if _only_begun(folder) else ["config.yaml", "plan.json", "run.json"]
+    for name in needed:
         if not (folder / name).is_file():
             raise InputError(f"cannot be resumed: it has no {name}", file=folder, remedy="Start it without --resume")
     saved = load_config(folder / "config.yaml")
@@ -301,6 +325,25 @@ def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
             remedy="Resume without --config and other settings",
         )
     return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
+
+
+def _checkpoint(setup: _Setup, console: Console) -> Path | None:
+    """Return the checkpoint that a run goes on from; None if it was killed before the first one.
+
+    Raises:
+        InputError: it was started with other data, or there is no sound checkpoint.
+    """
+    if _only_begun(setup.folder):
+        _warn(console, f"{setup.folder}: has no checkpoint yet; the run starts from the beginning")
+        return None
+    _refuse_other_data(setup)
+    before, now = read_json(setup.folder / "run.json").get("versions", {}), setup.record["versions"]
+    if other := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
+        _warn(console, f"{setup.folder}: was started with {'; '.join(other)}: results may differ a little")
+    checkpoint, problem = sound_checkpoint(setup.folder)
+    if problem:
+        _warn(console, problem)
+    return checkpoint
 
 
 def _refuse_other_data(setup: _Setup) -> None:
@@ -316,6 +359,10 @@ def _refuse_other_data(setup: _Setup) -> None:
             file=setup.folder,
             remedy="Resume with the data set and the fold that it was started with",
         )
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
