@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import multiprocessing
 import os
@@ -16,7 +17,11 @@ from typing import Any
 
 import torch
 
+from segscse.data.store import CaseStore
 from segscse.errors import Interrupted, SegscseError
+from segscse.inference.pipeline import predict_files
+from segscse.inference.predictor import load
+from segscse.inference.segment import Options
 from segscse.training import callbacks, checkpoints
 from segscse.training.module import SegModule
 from segscse.training.run import train_run
@@ -162,6 +167,43 @@ def _die_in_checkpoint(number: int, place: int) -> None:
 
     Path.write_bytes = write_bytes
     checkpoints.keep_as = keep_as
+
+
+def prepare(dataset: Path, folder: Path, config: Any, started: Path) -> None:
+    """Train, whose cases go to a folder first; make a file `started` just before."""
+    whole = CaseStore.prepare
+
+    def begin(self: CaseStore, progress: Any = None) -> None:
+        started.touch()
+        whole(self, progress)
+        started.unlink()  # what comes after is another test's
+
+    CaseStore.prepare = begin
+    train_run(dataset, folder, config)
+
+
+# ── Prediction ──
+
+
+def predict(model: Path, scans: Path, out: Path, resume: bool, started: Path | None) -> None:
+    """Segment a folder, with all maps; make a file `started` when the model is loaded."""
+    predictor = load(model, device="cpu")
+    if started is not None:
+        started.touch()
+    outcome = predict_files(
+        predictor, [scans], out, options=Options(probabilities=True, uncertainty=True), resume=resume
+    )
+    print(f"{len(outcome.written)} written, {len(outcome.verified)} verified, {outcome.failures}")
+
+
+# ── Comparing ──
+
+
+def require_whole_gzip(path: Path) -> None:
+    """Read a gzip file to its very end, where its checksum and length are."""
+    with gzip.open(path) as stream:
+        while stream.read(2**20):
+            pass
 
 
 def training_state(folder: Path) -> dict[str, Any]:
