@@ -97,6 +97,7 @@ class RunKeeper(Callback):
         self.waited = 0
         self._saved_at_s = 0.0
         self._losses: list[torch.Tensor] = []
+        self._cases: list[str] = []
         self._resumed: dict[str, Any] | None = None
         self._signals = ExitStack()
 
@@ -139,8 +140,9 @@ class RunKeeper(Callback):
     ) -> None:
         """Count the step; log, save or stop when it is time."""
         loss = outputs["loss"].detach()
+        self._cases = sorted(set(batch["cases"]))
         if not torch.isfinite(loss):
-            raise self._broken(f"the loss became {float(loss)} at step {self.clock.step + 1}", batch)
+            raise self._broken(f"the loss became {float(loss)} at step {self.clock.step + 1}")
         self.clock.finish_step()
         self._losses.append(loss)
         if self.clock.step % LOG_EVERY == 0:
@@ -154,6 +156,10 @@ class RunKeeper(Callback):
                 self._save_checkpoint(trainer)
         if self.clock.done:
             trainer.should_stop = True
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to validate weights that are no numbers."""
+        self._require_finite(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the model (with `patience` only if it is the best), write the log and a checkpoint."""
@@ -216,16 +222,14 @@ class RunKeeper(Callback):
     def _require_finite(self, module: pl.LightningModule) -> None:
         """Refuse to keep weights that a gradient spoiled in a step whose loss was still finite."""
         if not all(bool(weights.isfinite().all()) for weights in module.parameters()):
-            raise self._broken(f"the weights are not finite after step {self.clock.step}", {})
+            raise self._broken(f"the weights are not finite after step {self.clock.step}")
 
-    def _broken(self, problem: str, batch: dict[str, Any]) -> SegscseError:
+    def _broken(self, problem: str) -> SegscseError:
         """Return the error of numbers that are no numbers any more; what is on disk was good and stays."""
-        if batch.get("cases"):
-            problem += f", on patches of {', '.join(sorted(set(batch['cases'])))}"
         model, checkpoint = self.folder / "model", self.folder / FOLDER / LAST
         kept = f"the last good model is in {model}" if model.is_dir() else "there is no model yet"
         return SegscseError(
-            f"{problem}; {kept}, the last good checkpoint is {checkpoint}. "
+            f"{problem}, on patches of {', '.join(self._cases)}; {kept}, the last good checkpoint is {checkpoint}. "
             "Look at these cases, lower optim.lr, or set train.precision to fp32."
         )
 
