@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from segscse.config import AugmentConfig
@@ -93,11 +94,13 @@ class SegDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Return the stream of cut batches."""
-        return DataLoader(self.stream, batch_size=None)
+        # A loader draws a seed whenever it starts; with a generator of its own it leaves the global one alone.
+        return DataLoader(self.stream, batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation volumes, one at a time."""
-        return DataLoader(VolumeDataset(self.sampler, self.validation), batch_size=None)
+        volumes = VolumeDataset(self.sampler, self.validation)
+        return DataLoader(volumes, batch_size=None, generator=torch.Generator())
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Augment training batches where they now are; the changes of a patch depend on seed, step and its number."""
@@ -105,4 +108,4 @@ class SegDataModule(pl.LightningDataModule):
             return batch
         draws = self.sampler.augmentation(int(batch["step"]), self.group.rank, self.group.world)
         image, label = augment_batch(batch["image"], batch["label"], self.sampler.plan, self.augment, draws)
-        return {"image": image, "label": label}
+        return {"image": image, "label": label, "cases": batch["cases"]}

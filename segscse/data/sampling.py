@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +35,14 @@ class PatchSampler:
     foreground_share: float
     seed: int
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
         """Return what process `rank` of `world` takes of the batch of step number `step`.
 
         The processes' parts together are the batch of one process, patch by patch.
 
         Returns:
-            `image` `(B, C, *cut_size)` and `label` `(B, *cut_size)`, with B the batch size divided by `world`.
+            `image` `(B, C, *cut_size)` and `label` `(B, *cut_size)`, with B the batch size divided by `world`, and
+            `cases`, the ids.
         """
         size = self.plan.batch_size
         n_foreground = int(np.floor(size * self.foreground_share + self._rng(step, _COUNT).random()))
@@ -49,8 +51,9 @@ class PatchSampler:
             for index in share(range(size), rank, world)
         ]
         return {
-            "image": torch.stack([image for image, _ in cuts]),
-            "label": torch.stack([label for _, label in cuts]),
+            "image": torch.stack([image for image, _, _ in cuts]),
+            "label": torch.stack([label for _, label, _ in cuts]),
+            "cases": [case for _, _, case in cuts],
         }
 
     def augmentation(self, step: int, rank: int = 0, world: int = 1) -> list[np.random.Generator]:
@@ -60,7 +63,7 @@ class PatchSampler:
     def _rng(self, step: int, purpose: int, index: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.seed, step, purpose, index])
 
-    def _cut(self, rng: np.random.Generator, *, foreground: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _cut(self, rng: np.random.Generator, *, foreground: bool) -> tuple[torch.Tensor, torch.Tensor, str]:
         case = self.store[self.cases[int(rng.integers(len(self.cases)))]]
         centre = _random_place(case, rng) if foreground and case.places else None
         image, label = case.image, case.label
@@ -73,7 +76,7 @@ class PatchSampler:
             _corner(extent, patch, cut, rng, None if centre is None else int(centre[axis]))
             for axis, extent, patch, cut in zip(axes, label.shape, self.plan.patch_size, self.cut_size, strict=True)
         ]
-        return cut_padded(image, corner, self.cut_size), cut_padded(label[None], corner, self.cut_size)[0]
+        return cut_padded(image, corner, self.cut_size), cut_padded(label[None], corner, self.cut_size)[0], case.id
 
 
 def cut_size(plan: Plan, shapes: Sequence[tuple[int, ...]], *, spatial: bool) -> tuple[int, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import queue
 import signal
 import threading
-import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
@@ -25,7 +24,7 @@ from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted
-from segscse.files import digest
+from segscse.files import digest, only_writer, remove_leftovers, temporary_path
 from segscse.inference.manifest import Manifest, digests, merge_parts
 from segscse.inference.memory import (
     Estimate,
@@ -46,6 +45,8 @@ from segscse.types import Progress
 Item = TypeVar("Item")
 # Progress is counted in thousandths of a case, so that a single large scan moves the bar, too.
 PARTS = 1000
+# What there may be of a case beside its label map, each in a folder of its own.
+MAPS = ("probabilities", "uncertainty", "disagreement")
 # Maps beyond this size are drawn in a file and not in memory.
 MAP_BYTES = 2**28
 # Of so many of the largest files the headers are read to know the memory beforehand.
@@ -128,28 +129,30 @@ def predict_files(
         Interrupted: a signal stopped the work; whole files are there, `resume` continues.
     """
     options = options or Options()
-    cases = group.on_first(lambda: _find(list(inputs), out, len(model.plan.channels)))
-    a_window = max(window_bytes(member) for member in model.members)
-    outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
-    if outcome.memory is not None and say is not None:
-        say(f"memory: at most about {outcome.memory}")
-    if outcome.memory is not None:
-        options = with_estimate(options, outcome.memory)
-    part = group.rank if group.world > 1 else None
-    run = _Run(model, _dealt(cases, group), out, options, form, resume, memory, a_window, outcome, progress, part)
-    with _stoppable(outcome, out):
-        run.all()
-    outcomes = group.gather(outcome)
-    group.on_first(lambda: _write_quality(out, merge_parts(out)))
+    with ExitStack() as held:
+
+        def begin() -> Mapping[str, Sequence[Path]]:
+            found = find_inputs(list(inputs), len(model.plan.channels))
+            _refuse_overwriting(found, out)
+            held.enter_context(only_writer(out))
+            remove_leftovers(out, *(out / name for name in MAPS))
+            merge_parts(out)  # of an earlier job of several processes that was ended
+            return found
+
+        cases = group.on_first(begin)
+        a_window = max(window_bytes(member) for member in model.members)
+        outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
+        if outcome.memory is not None:
+            options = with_estimate(options, outcome.memory)
+            if say is not None:
+                say(f"memory: at most about {outcome.memory}")
+        part = group.rank if group.world > 1 else None
+        run = _Run(model, _dealt(cases, group), out, options, form, resume, memory, a_window, outcome, progress, part)
+        with _stoppable(outcome, out):
+            run.all()
+        outcomes = group.gather(outcome)
+        group.on_first(lambda: _write_quality(out, merge_parts(out)))
     return outcome if group.world == 1 else _together(outcomes)
-
-
-def _find(inputs: list[Path], out: Path, channels: int) -> Mapping[str, Sequence[Path]]:
-    """Return the cases; what an earlier job of several processes has entered before it ended is brought together."""
-    cases = find_inputs(inputs, channels)
-    _refuse_overwriting(cases, out)
-    merge_parts(out)
-    return cases
 
 
 def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Sequence[Path]]:
@@ -275,7 +278,7 @@ class _Run:
         """Write a case's files, the label map last, and enter it into the manifest."""
         try:
             outputs = []
-            for name in ("probabilities", "uncertainty", "disagreement"):
+            for name in MAPS:
                 if (values := getattr(made, name)) is not None:
                     outputs.append(self.out / name / f"{case.name}.nii.gz")
                     write_map(outputs[-1], values, made.source)
@@ -352,8 +355,7 @@ def _map_of_bytes(out: Path, scratch: list[Path], name: str, shape: tuple[int, .
     """Return an array of bytes for a map: in memory when it is small, else in a file beside the outputs."""
     if prod(shape) <= MAP_BYTES:
         return np.zeros(shape, np.uint8, order="F")
-    out.mkdir(parents=True, exist_ok=True)
-    scratch.append(out / f".{name}.{uuid.uuid4().hex[:12]}.tmp")
+    scratch.append(temporary_path(out / name))
     return np.memmap(scratch[-1], np.uint8, "w+", shape=shape, order="F")
 
 

@@ -61,10 +61,10 @@ def deep_supervision_loss(
 
 
 def _whole_batch(sums: torch.Tensor, world: int) -> torch.Tensor:
-    """Return the rows of `soft_counts` of the whole batch from those of its parts: a mean of means, and sums of sums."""
+    """Return the rows of `soft_counts` of the whole batch from those of its parts: mean of means, sums of sums."""
     share = torch.ones_like(sums[0])
     share[0] = 1 / world
-    return _SumOverProcesses.apply(sums * share, world)  # type: ignore[no-untyped-call]
+    return _SumOverProcesses.apply(sums * share, world)
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -8,7 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ from segscse.data.sampling import PatchSampler, cut_size
 from segscse.data.split import Split, make_split
 from segscse.data.store import CaseStore
 from segscse.errors import InputError, Interrupted
-from segscse.files import read_json, write_json
+from segscse.files import LOCK, is_temporary, only_writer, read_json, remove_leftovers, write_json
 from segscse.hardware import keep_freed_memory, pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
@@ -40,6 +40,7 @@ from segscse.nets.dims import network_to_channels_last
 from segscse.ranks import ALONE, Group, share
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
+from segscse.training.checkpoints import WholeCheckpoints, has_checkpoint, sound_checkpoint
 from segscse.training.clock import RunClock
 from segscse.training.ddp import ddp_strategy
 from segscse.training.display import run_html
@@ -50,6 +51,7 @@ from segscse.types import Progress
 
 # What a run leaves before its first checkpoint.
 BEGINNINGS = (
+    LOCK,
     "cache",
     "checkpoints",
     "config.yaml",
@@ -110,7 +112,8 @@ def train_run(
         labels: the folder of label maps, when `dataset` is a folder of images.
         fold: cross-validation fold, or None to train on every case.
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
-        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so.
+        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so; one that
+            was killed before its first checkpoint starts again.
         console: where progress is shown; nowhere if not given.
         group: the processes that share the run, all of which call this.
 
@@ -122,11 +125,15 @@ def train_run(
         console = Console(stderr=True, quiet=True)
     _quiet_lightning()
     shown = console
-    setup = group.on_first(
-        lambda: _decide(dataset, folder, config, labels, fold, budget, shown, resume=resume, world=group.world)
-    )
-    with group.bound():
-        keeper = _fit(setup, console, group, resume=resume)
+    with ExitStack() as held:
+
+        def decide() -> tuple[_Setup, Path | None]:
+            held.enter_context(only_writer(folder))
+            return _decide(dataset, folder, config, labels, fold, budget, shown, resume=resume, world=group.world)
+
+        setup, checkpoint = group.on_first(decide)
+        with group.bound():
+            keeper = _fit(setup, console, group, checkpoint)
     dice = keeper.dice if math.isfinite(keeper.dice) else None
     return Run(folder, dice, keeper.clock.step, setup.split, setup.planned)
 
@@ -155,12 +162,13 @@ def _decide(
     *,
     resume: bool,
     world: int,
-) -> _Setup:
-    """Return what a run starts from; everything that needs no voxels but those of the plan is refused here."""
+) -> tuple[_Setup, Path | None]:
+    """Return what a run starts from, and the checkpoint to go on from; here is refused what needs no more voxels."""
     if resume:
         config = _resumed_config(folder, config)
     else:
         _refuse_used(folder)
+    remove_leftovers(*_places(folder))
     if budget is not None:
         config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
     check_attention(config.model)
@@ -169,18 +177,16 @@ def _decide(
     with _counted(console, "reading the data set") as progress:
         planned = plan_dataset(dataset, config, labels=labels, progress=progress)
     for warning in planned.warnings:
-        console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
+        _warn(console, f"{warning.file or warning.case}: {warning.problem}")
     _refuse_odd_parts(planned.plan.batch_size, world)
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
     record = _record(planned, split, device, precision) | {"processes": world}
     setup = _Setup(folder, config, planned, split, device, precision, record)
-    if resume:
-        _refuse_other_data(setup)
-    return setup
+    return setup, _checkpoint(setup, console) if resume else None
 
 
-def _fit(setup: _Setup, console: Console, group: Group, *, resume: bool) -> RunKeeper:
-    """Train until the clock or a signal says stop; return the keeper, which knows the model's Dice."""
+def _fit(setup: _Setup, console: Console, group: Group, checkpoint: Path | None) -> RunKeeper:
+    """Train, from a checkpoint if there is one, until the clock or a signal says stop; return the keeper."""
     if setup.device.type == "cpu":
         keep_freed_memory()
     config, folder, plan = setup.config, setup.folder, setup.planned.plan
@@ -197,16 +203,15 @@ def _fit(setup: _Setup, console: Console, group: Group, *, resume: bool) -> RunK
     with _counted(console, "preprocessing") as progress:
         data = _data(setup, clock, progress, group)
     # Everything that can be refused has been: from here on there is a run.
-    group.on_first(lambda: _write_beginnings(setup, resume=resume))
+    group.on_first(lambda: _write_beginnings(setup, fresh=checkpoint is None))
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
     keeper = _keeper(setup, clock, arguments, ema, group)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
     callbacks = [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
     trainer = _trainer(setup, callbacks, group)
     module = SegModule(network, plan, config.optim, clock, group)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
     try:
-        trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # Lightning's answer to signals that the keeper does not see, such as a second SIGINT
         number = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else signal.SIGTERM
         raise Interrupted(number, f"stopped at once, at step {clock.step} (run folder: {folder})") from error
@@ -216,10 +221,10 @@ def _fit(setup: _Setup, console: Console, group: Group, *, resume: bool) -> RunK
     return keeper
 
 
-def _write_beginnings(setup: _Setup, *, resume: bool) -> None:
+def _write_beginnings(setup: _Setup, *, fresh: bool) -> None:
     """Write what the run was started with."""
     save_config(setup.folder / "config.yaml", setup.config)
-    if not resume:
+    if fresh:
         save_plan(setup.folder / "plan.json", setup.planned.plan)
         write_json(setup.folder / "fingerprint.json", setup.planned.fingerprint.to_json())
         write_json(setup.folder / "run.json", setup.record)
@@ -252,12 +257,13 @@ def _keeper(
 
 
 def _trainer(setup: _Setup, callbacks: list[pl.Callback], group: Group) -> pl.Trainer:
+    plugins: list[Any] = [WholeCheckpoints()]
     places: dict[str, Any] = {"devices": [torch.cuda.current_device()] if setup.device.type == "cuda" else 1}
     if group.world > 1:
         places = {"devices": group.ranks.local_world, "num_nodes": group.ranks.nodes, "strategy": ddp_strategy(group)}
     else:
         # What a launcher says of this process is not meant for a run that it makes alone.
-        places["plugins"] = LightningEnvironment()
+        plugins.append(LightningEnvironment())
         rank_zero_only.rank = 0  # type: ignore[attr-defined]
     return pl.Trainer(
         accelerator=setup.device.type,
@@ -265,6 +271,7 @@ def _trainer(setup: _Setup, callbacks: list[pl.Callback], group: Group) -> pl.Tr
         precision=LIGHTNING_PRECISION[setup.precision],  # type: ignore[arg-type]
         max_epochs=-1,
         callbacks=callbacks,
+        plugins=plugins,
         logger=TensorBoardLogger(setup.folder, name="tensorboard", version=""),
         gradient_clip_val=setup.config.optim.clip_norm,
         num_sanity_val_steps=0,
@@ -363,13 +370,20 @@ def _refuse_odd_parts(batch_size: int, world: int) -> None:
         )
 
 
+def _places(folder: Path) -> list[Path]:
+    """Return the folders of a run into which it writes."""
+    return [folder, *(folder / name for name in ("checkpoints", "model")), *(folder / "cache").glob("*")]
+
+
+def _only_begun(folder: Path) -> bool:
+    """Return whether a folder holds nothing but what a run leaves that never reached a checkpoint."""
+    names = {item.name for item in folder.iterdir() if not is_temporary(item)}
+    return names <= set(BEGINNINGS) and not has_checkpoint(folder)
+
+
 def _refuse_used(folder: Path) -> None:
     """Refuse a folder that holds anything but the beginnings of a run that never reached a checkpoint."""
-    if not folder.exists():
-        return
-    names = {item.name for item in folder.iterdir()} if folder.is_dir() else {folder.name}
-    unfinished = names <= set(BEGINNINGS) and not (folder / "checkpoints" / "last.ckpt").exists()
-    if not unfinished:
+    if not _only_begun(folder):
         raise InputError(
             "already exists and is not empty",
             file=folder,
@@ -379,7 +393,8 @@ def _refuse_used(folder: Path) -> None:
 
 def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
     """Return the configuration that the run was started with; only its length may be another."""
-    for name in ("config.yaml", "plan.json", "run.json", "checkpoints/last.ckpt"):
+    needed = ["config.yaml"] if _only_begun(folder) else ["config.yaml", "plan.json", "run.json"]
+    for name in needed:
         if not (folder / name).is_file():
             raise InputError(f"cannot be resumed: it has no {name}", file=folder, remedy="Start it without --resume")
     saved = load_config(folder / "config.yaml")
@@ -392,6 +407,25 @@ def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
             remedy="Resume without --config and other settings",
         )
     return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
+
+
+def _checkpoint(setup: _Setup, console: Console) -> Path | None:
+    """Return the checkpoint that a run goes on from; None if it was killed before the first one.
+
+    Raises:
+        InputError: it was started with other data, or there is no sound checkpoint.
+    """
+    if _only_begun(setup.folder):
+        _warn(console, f"{setup.folder}: has no checkpoint yet; the run starts from the beginning")
+        return None
+    _refuse_other_data(setup)
+    before, now = read_json(setup.folder / "run.json").get("versions", {}), setup.record["versions"]
+    if other := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
+        _warn(console, f"{setup.folder}: was started with {'; '.join(other)}: results may differ a little")
+    checkpoint, problem = sound_checkpoint(setup.folder)
+    if problem:
+        _warn(console, problem)
+    return checkpoint
 
 
 def _refuse_other_data(setup: _Setup) -> None:
@@ -407,6 +441,10 @@ def _refuse_other_data(setup: _Setup) -> None:
             file=setup.folder,
             remedy="Resume with the data set and the fold that it was started with",
         )
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

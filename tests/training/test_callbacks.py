@@ -19,12 +19,12 @@ class TestMetricsTable:
         table.add(step=2, dice=0.25)
         assert (tmp_path / "metrics.csv").read_text() == "step,loss,dice\n1,0.5,\n2,,0.25\n"
 
-    def test_it_continues_from_a_step_and_drops_what_came_after(self, tmp_path):
+    def test_it_continues_from_the_rows_that_a_checkpoint_counted_and_drops_what_came_after(self, tmp_path):
         first = MetricsTable(tmp_path / "metrics.csv", ["step", "loss"])
         for step in (5, 10, 15):
             first.add(step=step, loss=step / 10)
         second = MetricsTable(tmp_path / "metrics.csv", ["step", "loss"])
-        second.continue_from(10)
+        second.continue_from(2)
         second.add(step=12, loss=9.0)
         assert [row["step"] for row in _rows(tmp_path / "metrics.csv")] == ["5", "10", "12"]
 
