@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from segscse.data.paging import read_ahead
 from segscse.data.plan import Plan
 from segscse.data.store import CaseStore, StoredCase
 
@@ -38,8 +39,8 @@ class PatchSampler:
         n_foreground = int(np.floor(size * self.foreground_share + rng.random()))
         cuts = [self._cut(rng, foreground=index < n_foreground) for index in range(size)]
         return {
-            "image": torch.stack([image for image, _ in cuts]),
-            "label": torch.stack([label for _, label in cuts]),
+            "image": stack_copies([image for image, _ in cuts]),
+            "label": stack_copies([label for _, label in cuts]),
         }
 
     def _cut(self, rng: np.random.Generator, *, foreground: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +56,8 @@ class PatchSampler:
             _corner(extent, patch, cut, rng, None if centre is None else int(centre[axis]))
             for axis, extent, patch, cut in zip(axes, label.shape, self.plan.patch_size, self.cut_size, strict=True)
         ]
-        return cut_padded(image, corner, self.cut_size), cut_padded(label[None], corner, self.cut_size)[0]
+        label = cut_padded(label[None], corner, self.cut_size, mapped=case.mapped)[0]
+        return cut_padded(image, corner, self.cut_size, mapped=case.mapped), label
 
 
 def cut_size(plan: Plan, shapes: Sequence[tuple[int, ...]], *, spatial: bool) -> tuple[int, ...]:
@@ -69,17 +71,34 @@ def cut_size(plan: Plan, shapes: Sequence[tuple[int, ...]], *, spatial: bool) ->
     )
 
 
-def cut_padded(volume: torch.Tensor, corner: Sequence[int], size: Sequence[int]) -> torch.Tensor:
-    """Return `volume[:, corner : corner + size]` of a `(C, *S)` tensor, zero where it leaves the volume."""
+def stack_copies(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return tensors of one shape stacked along a new first axis, on the calling thread alone.
+
+    torch would start threads of its own for the thread that samples, beside those of the training step.
+    """
+    return torch.from_numpy(np.stack([part.numpy() for part in parts]))
+
+
+def cut_padded(
+    volume: torch.Tensor, corner: Sequence[int], size: Sequence[int], *, mapped: bool = False
+) -> torch.Tensor:
+    """Return `volume[:, corner : corner + size]` of a `(C, *S)` tensor, zero where it leaves the volume.
+
+    What lies inside as a whole is returned as a view; of a `mapped` volume, its pages are on their way then.
+    """
     source, target = [slice(None)], [slice(None)]
     for low, length, extent in zip(corner, size, volume.shape[1:], strict=True):
         source.append(slice(min(max(low, 0), extent), max(min(low + length, extent), 0)))
         target.append(slice(source[-1].start - low, source[-1].stop - low))
-    if all(s.stop - s.start == length for s, length in zip(source[1:], size, strict=True)):
-        return volume[tuple(source)]
-    out = volume.new_zeros((volume.shape[0], *size))
-    out[tuple(target)] = volume[tuple(source)]
-    return out
+    inside = volume[tuple(source)]
+    if mapped:
+        read_ahead(inside)
+    if inside.shape[1:] == tuple(size):
+        return inside
+    array = inside.numpy()
+    out = np.zeros((len(array), *size), array.dtype)
+    out[tuple(target)] = array
+    return torch.from_numpy(out)
 
 
 def _random_place(case: StoredCase, rng: np.random.Generator) -> np.ndarray:
