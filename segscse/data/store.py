@@ -99,7 +99,7 @@ class CaseStore:
         return self._ready[case_id]
 
     def _load(self, case: Case) -> StoredCase | _Saved:
-        folder = self.folder / self._key(case)
+        folder = self.folder / self.key(case)
         if (folder / "label.npy").is_file():
             try:
                 return _found(case.id, folder, self.plan.slice_axis)
@@ -115,7 +115,8 @@ class CaseStore:
         _save(folder, stored, self.plan.slice_axis)
         return _found(case.id, folder, self.plan.slice_axis)
 
-    def _key(self, case: Case) -> str:
+    def key(self, case: Case) -> str:
+        """Return the name of the sub-folder that a case has when it lies on disk."""
         files = [(str(path.resolve()), *_stamp(path)) for path in (*case.images, *([case.label] if case.label else []))]
         return digest([self.plan.key, PREPROCESSING_VERSION, STORE_VERSION, files])
 

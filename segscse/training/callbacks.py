@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from segscse.errors import Interrupted, SegscseError
+from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.files import write_text
 from segscse.training.averaging import EmaWeights
 from segscse.training.clock import RunClock
@@ -102,7 +102,17 @@ class RunKeeper(Callback):
         return {"best": self.best, "dice": self.dice, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            InputError: it lacks what this version keeps.
+        """
+        if missing := [name for name in ("best", "dice", "waited") if name not in state_dict]:
+            raise InputError(
+                f"is of an earlier version of segscse: it has no {missing[0]!r}",
+                file=self.folder / "checkpoints" / "last.ckpt",
+                remedy="Start a new run, or go on with the version that it was started with (run.json)",
+            )
         self.best, self.dice, self.waited = (state_dict[name] for name in ("best", "dice", "waited"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

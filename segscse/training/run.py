@@ -16,7 +16,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console
 
 from segscse.config import ExperimentConfig, TrainConfig, load_config, parse_duration, save_config, to_builtin
@@ -37,6 +36,7 @@ from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
 from segscse.training.clock import RunClock
 from segscse.training.display import run_html
+from segscse.training.loggers import GuardedLogger, check_loggers, open_loggers
 from segscse.training.module import SegModule
 from segscse.training.signals import StopRequest
 from segscse.training.tensorboard import ValidationPictures
@@ -48,10 +48,13 @@ BEGINNINGS = (
     "checkpoints",
     "config.yaml",
     "fingerprint.json",
+    "loggers.json",
     "metrics.csv",
+    "mlflow",
     "plan.json",
     "run.json",
     "tensorboard",
+    "wandb",
 )
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
@@ -115,12 +118,13 @@ def train_run(
     if budget is not None:
         config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
     check_attention(config.model)
+    check_loggers(config.train.loggers)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     with _counted(console, "reading the data set") as progress:
         planned = plan_dataset(dataset, config, labels=labels, progress=progress)
     for warning in planned.warnings:
-        console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
+        _warn(console, f"{warning.file or warning.case}: {warning.problem}")
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
     setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
     if resume:
@@ -164,7 +168,9 @@ def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
     keeper = _keeper(setup, clock, arguments, ema)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
-    trainer = _trainer(setup, [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)])
+    callbacks = [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
+    loggers = open_loggers(config, folder, lambda line: _warn(console, line))
+    trainer = _trainer(setup, callbacks, loggers)
     module = SegModule(network, plan, config.optim, clock)
     checkpoint = folder / "checkpoints" / "last.ckpt"
     try:
@@ -198,14 +204,14 @@ def _keeper(setup: _Setup, clock: RunClock, arguments: dict[str, Any], ema: EmaW
     )
 
 
-def _trainer(setup: _Setup, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(setup: _Setup, callbacks: list[pl.Callback], loggers: list[GuardedLogger]) -> pl.Trainer:
     return pl.Trainer(
         accelerator=setup.device.type,
         devices=1,
         precision=LIGHTNING_PRECISION[setup.precision],  # type: ignore[arg-type]
         max_epochs=-1,
         callbacks=callbacks,
-        logger=TensorBoardLogger(setup.folder, name="tensorboard", version=""),
+        logger=loggers,
         gradient_clip_val=setup.config.optim.clip_norm,
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if setup.split.validation else 0,
@@ -316,6 +322,10 @@ def _refuse_other_data(setup: _Setup) -> None:
             file=setup.folder,
             remedy="Resume with the data set and the fold that it was started with",
         )
+
+
+def _warn(console: Console, line: str) -> None:
+    console.print(f"warning: {line}", style="yellow", highlight=False)
 
 
 @contextmanager
