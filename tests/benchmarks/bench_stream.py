@@ -10,7 +10,8 @@ one, its control group's memory without file pages:
 - `train`: the training step of a U-Net on patches, in turns of some steps each from the store on disk and from the same
   cases held in memory, through the data module that training uses. The store's entries of the linked cases are links
   too; so that this is no test of the page cache, the pages of all files are evicted before every step (`--cold`, the
-  default), which is worse than any real run. What a step waits for its batch is timed beside the step itself.
+  default), which is worse than any real run. What a step waits for its batch is timed beside the step itself. A CPU's
+  step is long; `batch_ms` is how long a batch takes to make on the spot: the shortest step that would not wait for it.
 
 Run: python tests/benchmarks/bench_stream.py [--gb 50] [--distinct 4] [--shape 512 512 400] [--work DIR]
 Needs about 5 bytes of disk and of memory a voxel of each distinct case (--distinct 4: 2.1 GB, and as much memory for
@@ -33,7 +34,7 @@ PARTS = ("plan", "prepare", "train")
 
 
 def memory_mb():
-    """Return this process's anonymous and mapped file memory, and its control group's anonymous memory if it has one."""
+    """Return this process's anonymous and mapped file memory, and its control group's anonymous memory, if any."""
     status = Path("/proc/self/status").read_text()
     found = {name: int(status.split(f"{name}:")[1].split()[0]) / 1024 for name in ("RssAnon", "RssFile")}
     group = Path("/sys/fs/cgroup/memory.stat")
@@ -131,6 +132,7 @@ def open_store(arguments, memory_gb, only=None):
 def run_prepare(arguments):
     store, _, _ = open_store(arguments, 0.0, arguments.distinct)
     watch, peaks, after = Watch(), [], []
+    before = memory_mb()["RssAnon"]
     watch.start()
     start = time.perf_counter()
 
@@ -143,7 +145,7 @@ def run_prepare(arguments):
     return {
         "seconds_a_case": (time.perf_counter() - start) / len(after),
         "peak_anon_mb_each_case": [peak["RssAnon"] for peak in peaks],
-        "peak_bytes_a_voxel": max(peak["RssAnon"] for peak in peaks) * 2**20 / voxels,
+        "peak_bytes_a_voxel": (max(peak["RssAnon"] for peak in peaks) - before) * 2**20 / voxels,
         "anon_mb_after_each_case": [round(item["RssAnon"], 1) for item in after],
     }
 
@@ -172,32 +174,35 @@ def disk_bytes():
     return int(Path("/proc/self/io").read_text().split("read_bytes:")[1].split()[0])
 
 
-def run_train(arguments):
-    import torch
-
-    from segscse.config import AugmentConfig, ModelConfig
+def make_sources(arguments):
+    """Return the data module over all cases on disk, and the one over the distinct ones in memory."""
+    from segscse.config import AugmentConfig
     from segscse.data.datamodule import SegDataModule
     from segscse.data.sampling import PatchSampler, cut_size
-    from segscse.hardware import keep_freed_memory
-    from segscse.nets.build import build_unet, network_arguments
-    from segscse.nets.dims import channels_last, network_to_channels_last
-    from segscse.training.losses import deep_supervision_loss
 
-    folders = link_store(arguments)[: arguments.distinct]
-    keep_freed_memory()
-    torch.manual_seed(0)
     sources = {}
     for name, memory_gb, only in (("disk", 0.0, None), ("memory", 1e6, arguments.distinct)):
         store, cases, plan = open_store(arguments, memory_gb, only)
         before = memory_mb()["RssAnon"]
         store.prepare()
-        shapes = list(store.shapes().values())
         held = memory_mb()["RssAnon"] - before
-        sampler = PatchSampler(
-            store, tuple(case.id for case in cases), plan, cut_size(plan, shapes, spatial=True), 0.33, 0
-        )
+        cut = cut_size(plan, list(store.shapes().values()), spatial=True)
+        sampler = PatchSampler(store, tuple(case.id for case in cases), plan, cut, 0.33, 0)
         module = SegDataModule(sampler, (), AugmentConfig(), lambda: 0, lambda: False)
-        sources[name] = {"module": module, "batches": iter(module.train_dataloader()), "held_mb": held}
+        sources[name] = {"module": module, "batches": iter(module.stream), "held_mb": held}
+    return sources, sampler
+
+
+def make_step(plan):
+    """Return a function that makes a step of training with a batch."""
+    import torch
+
+    from segscse.config import ModelConfig
+    from segscse.nets.build import build_unet, network_arguments
+    from segscse.nets.dims import channels_last, network_to_channels_last
+    from segscse.training.losses import deep_supervision_loss
+
+    torch.manual_seed(0)
     network = network_to_channels_last(build_unet(network_arguments(plan, ModelConfig())), plan.spatial_dims)
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3)
 
@@ -207,53 +212,75 @@ def run_train(arguments):
         loss.backward()
         optimiser.step()
 
-    taken = {name: {"wait_s": [], "step_s": [], "read_mb": [], "anon_mb": [], "file_mb": []} for name in sources}
+    return step
+
+
+def timed_step(source, step, watch):
+    """Make one step; return what was measured of it."""
+    read, start = disk_bytes(), time.perf_counter()
+    batch = next(source["batches"])
+    waited = time.perf_counter()
+    step(source["module"].on_after_batch_transfer(batch, 0))
+    done = time.perf_counter()
+    peak = watch.take() or memory_mb()
+    return {
+        "wait_s": waited - start,
+        "step_s": done - waited,
+        "read_mb": (disk_bytes() - read) / 1e6,
+        "anon_mb": peak["RssAnon"],
+        "file_mb": peak["RssFile"],
+    }
+
+
+def batch_ms(source, folders, count=10):
+    """Return the median time of making a batch on the spot, from files that are not in memory if folders are given."""
+    seconds = []
+    for number in range(count):
+        evict(folders)
+        start = time.perf_counter()
+        source["module"].sampler.batch(10_000 + number)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+def run_train(arguments):
+    import math
+
+    from segscse.hardware import keep_freed_memory
+
+    folders = link_store(arguments)[: arguments.distinct]
+    keep_freed_memory()
+    sources, sampler = make_sources(arguments)
+    plan, step = sampler.plan, make_step(sampler.plan)
+    cold = {"disk": folders if arguments.cold else [], "memory": []}
+    taken = {name: [] for name in sources}
     watch = Watch()
     watch.start()
     for turn in range(arguments.turns + 1):
         for name, source in sources.items():
             for _ in range(arguments.steps):
-                if arguments.cold and name == "disk":
-                    evict(folders)
-                read = disk_bytes()
-                start = time.perf_counter()
-                batch = next(source["batches"])
-                waited = time.perf_counter()
-                batch = source["module"].on_after_batch_transfer(batch, 0)
-                step(batch)
-                done = time.perf_counter()
-                if turn:  # the first turn allocates and chooses kernels
-                    peak = watch.take()
-                    values = (
-                        waited - start,
-                        done - waited,
-                        (disk_bytes() - read) / 1e6,
-                        peak["RssAnon"],
-                        peak["RssFile"],
-                    )
-                    for key, value in zip(taken[name], values, strict=True):
-                        taken[name][key].append(value)
-                else:
-                    watch.take()
-    for source in sources.values():
-        source["batches"] = None
+                evict(cold[name])
+                found = timed_step(source, step, watch)
+                taken[name] += [found] if turn else []  # the first turn allocates and chooses kernels
     results = {"patch": plan.patch_size, "cut": sampler.cut_size, "batch_size": plan.batch_size, "cold": arguments.cold}
-    voxels = plan.batch_size * torch.Size(sampler.cut_size).numel()
-    results["batch_mb"] = voxels * BYTES_A_VOXEL / 1e6
-    for name, lists in taken.items():
-        half = len(lists["anon_mb"]) // 2
+    results["batch_mb"] = plan.batch_size * math.prod(sampler.cut_size) * BYTES_A_VOXEL / 1e6
+    for name, rows in taken.items():
+        column = {key: [row[key] for row in rows] for key in rows[0]}
+        half = len(rows) // 2
         results[name] = {
-            "wait_ms_median": 1000 * statistics.median(lists["wait_s"]),
-            "wait_ms_95th": 1000 * statistics.quantiles(lists["wait_s"], n=20)[-1],
-            "step_ms_median": 1000 * statistics.median(lists["step_s"]),
-            "wait_share": sum(lists["wait_s"]) / (sum(lists["wait_s"]) + sum(lists["step_s"])),
-            "read_mb_a_step": statistics.mean(lists["read_mb"]),
-            "peak_anon_mb_first_half": max(lists["anon_mb"][:half]),
-            "peak_anon_mb_second_half": max(lists["anon_mb"][half:]),
-            "peak_file_mb": max(lists["file_mb"]),
+            "batch_ms": batch_ms(sources[name], cold[name]),
+            "wait_ms_median": 1000 * statistics.median(column["wait_s"]),
+            "wait_ms_95th": 1000 * statistics.quantiles(column["wait_s"], n=20)[-1],
+            "step_ms_median": 1000 * statistics.median(column["step_s"]),
+            "wait_share": sum(column["wait_s"]) / (sum(column["wait_s"]) + sum(column["step_s"])),
+            "read_mb_a_step": statistics.mean(column["read_mb"]),
+            "peak_anon_mb_first_half": max(column["anon_mb"][:half]),
+            "peak_anon_mb_second_half": max(column["anon_mb"][half:]),
+            "peak_file_mb": max(column["file_mb"]),
             "store_anon_mb": sources[name]["held_mb"],
-            "steps": len(lists["wait_s"]),
+            "steps": len(rows),
         }
+        sources[name]["batches"].close()
     return results
 
 
