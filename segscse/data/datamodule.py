@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from segscse.config import AugmentConfig
 from segscse.data.augment import augment_batch
+from segscse.data.prefetch import prefetched
 from segscse.data.sampling import PatchSampler
 from segscse.ranks import ALONE, Group
 
@@ -34,11 +36,13 @@ class PatchStream(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         step = self.start()
-        while True:
-            yield {**self.sampler.batch(step, self.group.rank, self.group.world), "step": step}
-            step += 1
-            if self.stop():
-                return
+        part = (self.group.rank, self.group.world)
+        with closing(prefetched(lambda number: self.sampler.batch(number, *part), step)) as batches:
+            for batch in batches:
+                yield {**batch, "step": step}
+                step += 1
+                if self.stop():
+                    return
 
 
 class VolumeDataset(Dataset):
@@ -65,7 +69,8 @@ class VolumeDataset(Dataset):
 class SegDataModule(pl.LightningDataModule):
     """Data of a run.
 
-    Batches are made in the training process: the cases are resident, so a worker would only copy them.
+    Batches are made by a thread of the training process, ahead of the step that uses them: a process would only have to
+    send them.
 
     Args:
         sampler: cuts the patches.

@@ -14,6 +14,7 @@ import numpy as np
 from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
 from segscse.data.index import Case, DatasetIndex
 from segscse.data.io import Volume, read_image, read_labels
+from segscse.data.places import nth_voxels
 from segscse.data.sides import Centre, label_centres_mm
 from segscse.errors import InputError
 from segscse.types import Progress
@@ -156,18 +157,18 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
     flat = channels.reshape(len(channels), -1)
     counts = {0: int(flat.shape[1])}
     centres: dict[int, Centre] = {}
-    chosen = np.arange(flat.shape[1])
+    foreground = np.zeros(1, bool)
     if label is not None:
         values, numbers = np.unique(label.array, return_counts=True)
         counts = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
         # The label map may be stored in another orientation than the image whose voxels it picks.
         canonical, label_affine = to_canonical(label.array, label.affine)
         centres = label_centres_mm(canonical, spacing_of(label_affine))
-        aligned = from_canonical(canonical, reference.affine)
-        foreground = np.flatnonzero(aligned.reshape(-1) > 0)
-        chosen = foreground if foreground.size else chosen
-    picks = np.linspace(0, len(chosen) - 1, min(FOREGROUND_SAMPLES, len(chosen))).astype(np.int64)
-    samples = flat[:, chosen[picks]].astype(np.float64)
+        foreground = from_canonical(canonical, reference.affine) > 0
+    found = int(np.count_nonzero(foreground))
+    total = found or flat.shape[1]
+    picks = np.linspace(0, total - 1, min(FOREGROUND_SAMPLES, total)).astype(np.int64)
+    samples = flat[:, nth_voxels(foreground, picks) if found else picks].astype(np.float64)
     return CaseFacts(
         case=case.id,
         shape=tuple(array.shape[:3]),
@@ -178,7 +179,7 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
         samples=samples,
         extremes=tuple((float(channel.min()), float(channel.max())) for channel in flat),
         whole_numbers=bool(np.equal(samples, np.rint(samples)).all()),
-        content=hashlib.sha256(np.ascontiguousarray(channels).tobytes()).hexdigest(),
+        content=hashlib.sha256(np.ascontiguousarray(channels).data).hexdigest(),
     )
 
 

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from segscse.errors import Interrupted, SegscseError
+from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.files import write_text
 from segscse.ranks import ALONE, Group
 from segscse.training.averaging import EmaWeights
@@ -27,6 +27,8 @@ from segscse.training.random_states import random_states, restore_random_states
 from segscse.training.signals import StopRequest, stop_on_signals
 
 LOG_EVERY = 20
+# What a checkpoint says of the keeper, see `RunKeeper.state_dict`.
+KEPT = ("best", "dice", "waited", "rows", "losses", "random")
 SaveModel = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
 
 
@@ -121,7 +123,17 @@ class RunKeeper(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            InputError: it lacks what this version keeps.
+        """
+        if missing := [name for name in KEPT if name not in state_dict]:
+            raise InputError(
+                f"is of an earlier version of segscse: it has no {missing[0]!r}",
+                file=self.folder / FOLDER / LAST,
+                remedy="Start a new run, or go on with the version that it was started with (run.json)",
+            )
         self.best, self.dice, self.waited = (state_dict[name] for name in ("best", "dice", "waited"))
         self._resumed = state_dict
 

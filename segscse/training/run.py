@@ -17,7 +17,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -44,6 +43,7 @@ from segscse.training.checkpoints import WholeCheckpoints, has_checkpoint, sound
 from segscse.training.clock import RunClock
 from segscse.training.ddp import ddp_strategy
 from segscse.training.display import run_html
+from segscse.training.loggers import GuardedLogger, check_loggers, open_loggers
 from segscse.training.module import SegModule
 from segscse.training.signals import StopRequest
 from segscse.training.tensorboard import ValidationPictures
@@ -56,10 +56,13 @@ BEGINNINGS = (
     "checkpoints",
     "config.yaml",
     "fingerprint.json",
+    "loggers.json",
     "metrics.csv",
+    "mlflow",
     "plan.json",
     "run.json",
     "tensorboard",
+    "wandb",
 )
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
@@ -172,6 +175,7 @@ def _decide(
     if budget is not None:
         config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
     check_attention(config.model)
+    check_loggers(config.train.loggers)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     with _counted(console, "reading the data set") as progress:
@@ -208,7 +212,8 @@ def _fit(setup: _Setup, console: Console, group: Group, checkpoint: Path | None)
     keeper = _keeper(setup, clock, arguments, ema, group)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
     callbacks = [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
-    trainer = _trainer(setup, callbacks, group)
+    loggers = open_loggers(config, folder, lambda line: _warn(console, line)) if group.first else []
+    trainer = _trainer(setup, callbacks, loggers, group)
     module = SegModule(network, plan, config.optim, clock, group)
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
@@ -256,7 +261,7 @@ def _keeper(
     )
 
 
-def _trainer(setup: _Setup, callbacks: list[pl.Callback], group: Group) -> pl.Trainer:
+def _trainer(setup: _Setup, callbacks: list[pl.Callback], loggers: list[GuardedLogger], group: Group) -> pl.Trainer:
     plugins: list[Any] = [WholeCheckpoints()]
     places: dict[str, Any] = {"devices": [torch.cuda.current_device()] if setup.device.type == "cuda" else 1}
     if group.world > 1:
@@ -272,7 +277,7 @@ def _trainer(setup: _Setup, callbacks: list[pl.Callback], group: Group) -> pl.Tr
         max_epochs=-1,
         callbacks=callbacks,
         plugins=plugins,
-        logger=TensorBoardLogger(setup.folder, name="tensorboard", version=""),
+        logger=loggers,
         gradient_clip_val=setup.config.optim.clip_norm,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
