@@ -9,7 +9,6 @@ from rich.console import Console
 
 from segscse.api import config_of, validate_run
 from segscse.config import ExperimentConfig
-from segscse.data.index import open_dataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
@@ -53,10 +52,11 @@ def cross_validate(
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         remedy = "Choose another --out, or continue it with --resume"
         raise InputError("already exists and is not empty", file=folder, remedy=remedy)
-    runs = [
-        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
-        for fold in range(n_folds(open_dataset(dataset, labels).cases, chosen.data.folds))
-    ]
+    runs: list[Run] = []
+    # How many subjects there are is known once the scans are read: copies of a scan belong to one.
+    while not runs or len(runs) < n_folds(runs[0].planned.index.cases, chosen.data.folds):
+        place, fold = folder / f"fold{len(runs)}", len(runs)
+        runs.append(_finish_fold(dataset, place, chosen, labels, fold, budget, resume, console, progress))
     planned = runs[0].planned
     cases = {case.id: case for case in planned.index.cases}
     table = evaluate_folders(

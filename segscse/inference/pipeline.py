@@ -23,6 +23,7 @@ from segscse.data.geometry import canonical_grid, spacing_of
 from segscse.data.index import find_inputs
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
+from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted
 from segscse.files import digest
@@ -67,6 +68,7 @@ class Outcome:
         written: label maps made now.
         verified: label maps that were there, from the same input, model and settings.
         failures: cases without one.
+        warnings: `(file or case, note)` on what is unusual about an input but no obstacle.
         windows: numbers of windows evaluated and left out.
         memory: what was estimated for the largest case; None where no header told.
     """
@@ -74,6 +76,7 @@ class Outcome:
     written: list[Path] = field(default_factory=list)
     verified: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
     windows: list[int] = field(default_factory=lambda: [0, 0])
     memory: Estimate | None = None
 
@@ -128,7 +131,8 @@ def predict_files(
     cases = find_inputs(list(inputs), len(model.plan.channels))
     _refuse_overwriting(cases, out)
     a_window = max(window_bytes(member) for member in model.members)
-    outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
+    outcome = Outcome(warnings=[(name, case_note(other)) for name, other in same_but_case(list(cases))])
+    outcome.memory = _largest(model, cases, options, a_window, memory)
     if outcome.memory is not None and say is not None:
         say(f"memory: at most about {outcome.memory}")
     if outcome.memory is not None:
@@ -212,6 +216,8 @@ class _Run:
         try:
             if case.error is not None:
                 raise case.error
+            source = case.prepared[0].source
+            self.outcome.warnings += [(str(source.path or case.name), note) for note in source.notes]
             self._check_memory(case)
             made = segment(
                 self.model.members,
@@ -280,10 +286,17 @@ def _largest(
     model: Segmenter, cases: Mapping[str, Sequence[Path]], options: Options, a_window: int, limit: int | None
 ) -> Estimate | None:
     """Return the estimate of the case that takes most, among those with the largest files."""
-    by_size = sorted(cases.values(), key=lambda files: -sum(file.stat().st_size for file in files))
+    by_size = sorted(cases.values(), key=lambda files: -sum(map(_size, files)))
     scans = [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
     found = [_fitted(model, scan, options, a_window, limit, several=len(cases) > 1) for scan in scans]
     return max(found, key=lambda item: (not item.overlapped, -item.batch_size, item.total), default=None)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # reading it will say why
+        return 0
 
 
 def _fitted(

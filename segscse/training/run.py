@@ -120,7 +120,8 @@ def train_run(
     with _counted(console, "reading the data set") as progress:
         planned = plan_dataset(dataset, config, labels=labels, progress=progress)
     for warning in planned.warnings:
-        console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
+        text = f"warning: {warning.file or warning.case}: {warning.problem}"
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
     setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
     if resume:
