@@ -9,8 +9,7 @@ from rich.console import Console
 
 from segscse.api import config_of, validate_run
 from segscse.config import ExperimentConfig
-from segscse.data.index import open_dataset
-from segscse.data.prepare import PlannedDataset
+from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
@@ -54,23 +53,23 @@ def cross_validate(
         Interrupted: a signal stopped the work; continue it with `resume=True`.
     """
     folder, chosen = Path(out), config_of(config)
-    folds = group.on_first(lambda: _folds(dataset, folder, labels, chosen, resume=resume))
-    runs = [
+    planned = group.on_first(lambda: _plan(dataset, folder, labels, chosen, resume=resume))
+    # How many subjects there are is known once the scans are read: copies of a scan belong to one.
+    folds = list(range(n_folds(planned.index.cases, chosen.data.folds)))
+    for fold in group.share(folds):
         _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
-        for fold in group.share(folds)
-    ]
     group.barrier()
-    return group.on_first(lambda: _score(folder, folds, runs[0].planned))
+    return group.on_first(lambda: _score(folder, folds, planned))
 
 
-def _folds(
+def _plan(
     dataset: str | Path, folder: Path, labels: str | Path | None, config: ExperimentConfig, *, resume: bool
-) -> list[int]:
-    """Return the numbers of the folds of a cross-validation that may begin or go on in `folder`."""
+) -> PlannedDataset:
+    """Return the data set of a cross-validation that may begin or go on in `folder`."""
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         remedy = "Choose another --out, or continue it with --resume"
         raise InputError("already exists and is not empty", file=folder, remedy=remedy)
-    return list(range(n_folds(open_dataset(dataset, labels).cases, config.data.folds)))
+    return plan_dataset(dataset, config, labels=labels)
 
 
 def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from segscse.cli.flags import read_by_label, read_label, read_tolerance
-from segscse.cli.terminal import make_console, say, say_scores, show_bar
+from segscse.cli.terminal import make_console, say, say_scores, say_warnings, show_bar
 from segscse.errors import InputError
 
 
@@ -68,6 +68,7 @@ def evaluate(
             viewer=viewer,
             progress=progress,
         )
+    say_warnings(table.attrs["notes"])
     say_scores(summarise(table), out)
 
 

@@ -11,6 +11,7 @@ import re
 import resource
 import sys
 import weakref
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -20,10 +21,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from segscse.data.geometry import canonical_grid, spacing_of
 from segscse.data.io import NIBABEL_SUFFIXES, as_labels, image_suffix
 from segscse.data.network_grid import network_shape
+from segscse.data.nifti_header import peek_header
 from segscse.errors import InputError
 from segscse.inference.segment import Member, Options, plan_sweeps
 
@@ -105,19 +109,32 @@ def scan_size(files: Sequence[Path]) -> ScanSize | None:
     for file in files:
         if image_suffix(file) not in NIBABEL_SUFFIXES:
             return None
-        try:
-            image: Any = nib.load(file)
-        except (OSError, EOFError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+        header = _header_of(file)
+        if header is None:
             return None  # reading it will say why
-        shape, affine = (*image.shape, 1, 1)[:3], image.affine
-        scaled = getattr(image.dataobj, "slope", 1.0) != 1.0 or getattr(image.dataobj, "inter", 0.0) != 0.0
-        size = image.get_data_dtype().itemsize
+        sizes, affine, size, scaled = header
+        shape = (*sizes, 1, 1)[:3]
         # Read, unpacked and as an array at once; scaled voxels come in 64 bits.
-        itemsize += (2 * size + (8 if scaled else 0)) * prod(image.shape[3:])
+        itemsize += (2 * size + (8 if scaled else 0)) * prod(sizes[3:])
     if shape is None or min(shape) < 1 or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         return None
     canonical, turned = canonical_grid(shape, affine)
     return ScanSize(canonical, spacing_of(turned), itemsize)
+
+
+def _header_of(file: Path) -> tuple[tuple[int, ...], np.ndarray, int, bool] | None:
+    """Return shape, affine, bytes a voxel and whether voxels are scaled, by a file's header; None if it has none."""
+    try:
+        if image_suffix(file) in (".mgh", ".mgz"):
+            image: Any = nib.load(file)
+            return image.shape, image.affine, image.get_data_dtype().itemsize, False
+        if (header := peek_header(file)) is None:
+            return None
+        scaled = header.get_slope_inter() not in ((None, None), (1.0, 0.0))
+        shape = tuple(int(size) for size in header.get_data_shape())
+        return shape, header.get_best_affine(), header.get_data_dtype().itemsize, scaled
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError):
+        return None
 
 
 def estimate(

@@ -22,6 +22,7 @@ from segscse.data.geometry import canonical_grid, spacing_of
 from segscse.data.index import find_inputs
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
+from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted
 from segscse.files import digest, only_writer, remove_leftovers, temporary_path
@@ -69,6 +70,7 @@ class Outcome:
         written: label maps made now.
         verified: label maps that were there, from the same input, model and settings.
         failures: cases without one.
+        warnings: `(file or case, note)` on what is unusual about an input but no obstacle.
         windows: numbers of windows evaluated and left out.
         memory: what was estimated for the largest case; None where no header told.
     """
@@ -76,6 +78,7 @@ class Outcome:
     written: list[Path] = field(default_factory=list)
     verified: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
     windows: list[int] = field(default_factory=lambda: [0, 0])
     memory: Estimate | None = None
 
@@ -141,7 +144,8 @@ def predict_files(
 
         cases = group.on_first(begin)
         a_window = max(window_bytes(member) for member in model.members)
-        outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
+        warnings = [(name, case_note(other)) for name, other in same_but_case(list(cases))]
+        outcome = Outcome(memory=_largest(model, cases, options, a_window, memory), warnings=warnings)
         if outcome.memory is not None:
             options = with_estimate(options, outcome.memory)
             if say is not None:
@@ -169,6 +173,7 @@ def _together(outcomes: Sequence[Outcome]) -> Outcome:
         whole.written += outcome.written
         whole.verified += outcome.verified
         whole.failures += outcome.failures
+        whole.warnings += [one for one in outcome.warnings if one not in whole.warnings]
         whole.windows = [a + b for a, b in zip(whole.windows, outcome.windows, strict=True)]
     return whole
 
@@ -179,7 +184,7 @@ def _write_quality(out: Path, cases: Mapping[str, Any]) -> None:
 
 
 def _bytes(files: Sequence[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
+    return sum(map(_size, files))
 
 
 class _Run:
@@ -257,6 +262,8 @@ class _Run:
         try:
             if case.error is not None:
                 raise case.error
+            source = case.prepared[0].source
+            self.outcome.warnings += [(str(source.path or case.name), note) for note in source.notes]
             self._check_memory(case)
             made = segment(
                 self.model.members,
@@ -329,6 +336,13 @@ def _largest(
     scans = [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
     found = [_fitted(model, scan, options, a_window, limit, several=len(cases) > 1) for scan in scans]
     return max(found, key=lambda item: (not item.overlapped, -item.batch_size, item.total), default=None)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # reading it will say why
+        return 0
 
 
 def _fitted(

@@ -84,7 +84,7 @@ class TestPrediction:
         scans,
         whole,
         trained,
-        tmp_path,  # noqa: F811
+        tmp_path,
     ):
         rng = random.Random(number)
         out, started = tmp_path / "out", tmp_path / "started"

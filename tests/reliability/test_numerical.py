@@ -151,7 +151,7 @@ class TestALossThatIsNoNumber:
         dataset,
         tmp_path,
         cases,
-        break_at,  # noqa: F811
+        break_at,
     ):
         mend = break_at(4, lambda self, loss: loss * value)
         with pytest.raises(SegscseError, match=rf"the loss became {value} at step 4, on patches of") as caught:

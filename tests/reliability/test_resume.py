@@ -162,7 +162,7 @@ def test_the_folder_of_another_experiment_is_refused_and_left_as_it_is(
     resume,
     tmp_path,
     trained,
-    fingerprints,  # noqa: F811
+    fingerprints,
 ):
     other = write_dataset(tmp_path / "other", cases=5)
     before = fingerprints(trained.folder)
