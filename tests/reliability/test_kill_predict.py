@@ -79,7 +79,12 @@ class TestPrediction:
 
     @pytest.mark.parametrize("number", range(KILLS))
     def test_a_kill_at_any_moment_leaves_whole_files_and_the_rest_is_made(
-        self, number, scans, whole, trained, tmp_path  # noqa: F811
+        self,
+        number,
+        scans,
+        whole,
+        trained,
+        tmp_path,  # noqa: F811
     ):
         rng = random.Random(number)
         out, started = tmp_path / "out", tmp_path / "started"

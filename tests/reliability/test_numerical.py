@@ -49,7 +49,9 @@ def _loss_in_64_bits(logits, target):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("target", "favoured"), [("none", None), ("some", 0), ("none", 0), ("all", 2)], ids=["empty", "missed", "both", "full"]
+    ("target", "favoured"),
+    [("none", None), ("some", 0), ("none", 0), ("all", 2)],
+    ids=["empty", "missed", "both", "full"],
 )
 def test_loss_and_gradient_are_finite_and_right_whatever_is_empty(target, favoured, dtype):
     """Target empty; prediction empty; both; target and prediction full of foreground."""
@@ -144,7 +146,12 @@ class TestALossThatIsNoNumber:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_stops_the_run_and_the_last_good_checkpoint_goes_on(
-        self, value, dataset, tmp_path, cases, break_at  # noqa: F811
+        self,
+        value,
+        dataset,
+        tmp_path,
+        cases,
+        break_at,  # noqa: F811
     ):
         mend = break_at(4, lambda self, loss: loss * value)
         with pytest.raises(SegscseError, match=rf"the loss became {value} at step 4, on patches of") as caught:
@@ -167,7 +174,9 @@ class TestALossThatIsNoNumber:
             return loss + (weights.sum() * 0.0).clamp(min=0.0).sqrt()  # the slope of a root at 0 is infinite, times 0
 
         break_at(5, spoil)  # a validation comes next, which exports and saves
-        with pytest.raises(SegscseError, match=r"the weights are not finite after step 5, on patches of case_.*; there is no"):
+        with pytest.raises(
+            SegscseError, match=r"the weights are not finite after step 5, on patches of case_.*; there is no"
+        ):
             train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
         state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
         assert state["clock"]["step"] == 4

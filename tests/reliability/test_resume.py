@@ -159,7 +159,10 @@ def test_a_clock_that_is_set_back_changes_nothing(dataset, tmp_path, whole, at_s
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_folder_of_another_experiment_is_refused_and_left_as_it_is(
-    resume, tmp_path, trained, fingerprints  # noqa: F811
+    resume,
+    tmp_path,
+    trained,
+    fingerprints,  # noqa: F811
 ):
     other = write_dataset(tmp_path / "other", cases=5)
     before = fingerprints(trained.folder)

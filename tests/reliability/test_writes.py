@@ -68,7 +68,9 @@ def _write(call):
     if (owner, name) in OS_WRITERS:
         return f"{owner}.{name}"
     if name in OPENERS:
-        modes = [node.value for node in (*call.args, *(k.value for k in call.keywords)) if isinstance(node, ast.Constant)]
+        modes = [
+            node.value for node in (*call.args, *(k.value for k in call.keywords)) if isinstance(node, ast.Constant)
+        ]
         if any(isinstance(mode, str) and set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes):
             return name
     return ""
