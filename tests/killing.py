@@ -79,7 +79,7 @@ def _work(target: Callable[..., object], log: Path, arguments: tuple[object, ...
     except Interrupted as error:
         code = 128 + error.signum
     except SegscseError as error:
-        print(f"segscse: {error}", file=sys.stderr)
+        sys.stderr.write(f"segscse: {error}\n")
         code = 2
     except BaseException:
         traceback.print_exc()
@@ -193,7 +193,7 @@ def predict(model: Path, scans: Path, out: Path, resume: bool, started: Path | N
     outcome = predict_files(
         predictor, [scans], out, options=Options(probabilities=True, uncertainty=True), resume=resume
     )
-    print(f"{len(outcome.written)} written, {len(outcome.verified)} verified, {outcome.failures}")
+    sys.stdout.write(f"{len(outcome.written)} written, {len(outcome.verified)} verified, {outcome.failures}\n")
 
 
 # ── Comparing ──
@@ -229,5 +229,5 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         same = a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
     else:
-        same = type(a) is type(b) and (a == b or a != a and b != b)
+        same = type(a) is type(b) and (a == b or (a != a and b != b))
     return [] if same else [where]

@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from killing import ROOT, differences, finish, predict, require_whole_gzip, start, train, training_state
-from tiny import dataset, tiny_case, tiny_config, trained  # noqa: F401, fixtures
+from tiny import tiny_case, tiny_config
 from volumes import write_volume
 
 from segscse.config import ExperimentConfig
@@ -45,7 +46,7 @@ def scans(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(dataset, tmp_path_factory):  # noqa: F811
+def whole(dataset, tmp_path_factory):
     base = tmp_path_factory.mktemp("whole")
     process = start(train, base / "log", dataset, base / "run", CONFIG, False, base / "samples", None)
     assert finish(process) == 0, (base / "log").read_text()
@@ -109,12 +110,7 @@ def _limited_predict(limit, *arguments):
 class TestAFullDisk:
     @pytest.mark.parametrize("share", [0.05, 0.2, 0.4, 0.6, 0.8] if FULL else [0.05, 0.6])
     def test_stops_training_with_what_is_there_whole_and_space_lets_it_go_on(
-        self,
-        share,
-        dataset,
-        whole,
-        small_disk,
-        tmp_path,  # noqa: F811
+        self, share, dataset, whole, small_disk, tmp_path
     ):
         disk = small_disk("8m")
         run, log, samples = disk / "run", tmp_path / "log", tmp_path / "samples"
@@ -131,14 +127,7 @@ class TestAFullDisk:
         assert differences(training_state(whole), training_state(run)) == []
 
     @pytest.mark.parametrize("share", [0.0, 0.2, 0.4, 0.6, 0.8] if FULL else [0.5])
-    def test_fails_the_cases_that_do_not_fit_and_keeps_the_others(
-        self,
-        share,
-        scans,
-        trained,
-        small_disk,
-        tmp_path,  # noqa: F811
-    ):
+    def test_fails_the_cases_that_do_not_fit_and_keeps_the_others(self, share, scans, trained, small_disk, tmp_path):
         assert finish(start(predict, tmp_path / "log", trained.folder, scans, tmp_path / "out", False, None)) == 0
         disk = small_disk("1m")
         (disk / "filler").write_bytes(b"x" * (2**20 - int(share * _size(tmp_path / "out")) // 4096 * 4096))
@@ -155,7 +144,7 @@ class TestAFullDisk:
 
 
 class TestALimitOfTheFileSize:
-    def test_between_the_small_files_and_the_checkpoint_is_named(self, dataset, whole, tmp_path):  # noqa: F811
+    def test_between_the_small_files_and_the_checkpoint_is_named(self, dataset, whole, tmp_path):
         limit = (whole / "checkpoints" / "last.ckpt").stat().st_size // 2
         log = tmp_path / "log"
         process = start(
@@ -165,7 +154,7 @@ class TestALimitOfTheFileSize:
         assert "checkpoints/last.ckpt: cannot be written (File too large)" in line
         _require_sound(tmp_path / "run")
 
-    def test_below_a_label_map_fails_its_case(self, scans, trained, tmp_path):  # noqa: F811
+    def test_below_a_label_map_fails_its_case(self, scans, trained, tmp_path):
         process = start(_limited_predict, tmp_path / "log", 300, trained.folder, scans, tmp_path / "out", False, None)
         finish(process)
         text = (tmp_path / "log").read_text()
@@ -184,16 +173,16 @@ class TestAFileInPlaceOfTheFolder:
         assert (tmp_path / "file").read_text() == "mine"
 
     @pytest.mark.parametrize("below", ["", "out"])
-    def test_training_names_it(self, below, blocked, dataset):  # noqa: F811
+    def test_training_names_it(self, below, blocked, dataset):
         with pytest.raises(InputError, match=r"cannot be written to \((File exists|Not a directory)\)"):
             train_run(dataset, blocked / below, CONFIG)
 
     @pytest.mark.parametrize("below", ["", "out"])
-    def test_prediction_names_it(self, below, blocked, scans, trained):  # noqa: F811
+    def test_prediction_names_it(self, below, blocked, scans, trained):
         with pytest.raises(InputError, match=r"cannot be written to \((File exists|Not a directory)\)"):
             predict_files(load(trained.folder, device="cpu"), [scans], blocked / below)
 
-    def test_a_folder_of_maps_that_cannot_be_made_fails_the_cases(self, scans, trained, tmp_path):  # noqa: F811
+    def test_a_folder_of_maps_that_cannot_be_made_fails_the_cases(self, scans, trained, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "probabilities").write_text("mine")
         code = finish(start(predict, tmp_path / "log", trained.folder, scans, tmp_path / "out", False, None))
@@ -204,7 +193,7 @@ class TestAFileInPlaceOfTheFolder:
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_named(dataset, tmp_path):  # noqa: F811
+def test_a_read_only_folder_is_named(dataset, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot be written to"):
         train_run(dataset, tmp_path / "run", CONFIG)
@@ -214,15 +203,13 @@ def _starved(extra, model, scans, out):
     """Predict with so many bytes of address space more than are in use before the first scan."""
     predictor = load(model, device="cpu")
     predict_files(predictor, [scans / "scan_0.nii.gz"], out)
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + extra, used + extra))
     outcome = predict_files(predictor, [scans], out)
-    print(sorted(path.name for path in outcome.written))
-    for failure in outcome.failures:
-        print(failure)
+    sys.stdout.write(f"{sorted(path.name for path in outcome.written)}\n{outcome.failures}\n")
 
 
-def test_too_little_memory_fails_the_large_case_and_not_the_others(trained, tmp_path):  # noqa: F811
+def test_too_little_memory_fails_the_large_case_and_not_the_others(trained, tmp_path):
     scans = tmp_path / "scans"
     for index in range(2):
         write_volume(scans / f"scan_{index}.nii.gz", tiny_case(index)[0], np.eye(4))
@@ -236,7 +223,7 @@ def test_too_little_memory_fails_the_large_case_and_not_the_others(trained, tmp_
     _require_sound(tmp_path / "out")
 
 
-def test_a_small_shared_memory_is_no_obstacle(dataset, tmp_path):  # noqa: F811
+def test_a_small_shared_memory_is_no_obstacle(dataset, tmp_path):
     """Loaders with worker processes fail there with a bus error; there are none."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("no namespace of its own can be had here")
@@ -259,7 +246,7 @@ def test_a_small_shared_memory_is_no_obstacle(dataset, tmp_path):  # noqa: F811
 
 
 class TestTwoRunsAtOnce:
-    def test_the_second_training_is_refused_and_the_first_goes_on(self, dataset, whole, tmp_path):  # noqa: F811
+    def test_the_second_training_is_refused_and_the_first_goes_on(self, dataset, whole, tmp_path):
         run, log = tmp_path / "run", tmp_path / "log"
         first = start(train, log, dataset, run, CONFIG, False, tmp_path / "samples", None)
         while not (run / LOCK).exists():
@@ -273,7 +260,7 @@ class TestTwoRunsAtOnce:
         assert differences(training_state(whole), training_state(run)) == []
         assert not (run / LOCK).exists()
 
-    def test_the_second_writer_is_refused_whatever_it_is(self, dataset, scans, trained, tmp_path):  # noqa: F811
+    def test_the_second_writer_is_refused_whatever_it_is(self, dataset, scans, trained, tmp_path):
         out = tmp_path / "out"
         with only_writer(out):
             for work in (
