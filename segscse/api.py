@@ -14,6 +14,7 @@ from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
 from segscse.evaluation.tables import load_provenance
 from segscse.inference.predictor import load
+from segscse.ranks import ALONE, Group
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
 
@@ -46,6 +47,7 @@ def train(
     budget: str | None = None,
     fold: int | None = 0,
     resume: bool = False,
+    group: Group = ALONE,
 ) -> Run:
     """Train one fold, segment and score its validation cases into `<out>/validation`, and return the run.
 
@@ -57,6 +59,8 @@ def train(
         budget: time such as `20m`; wins over the configuration's.
         fold: cross-validation fold, or None to train on every case.
         resume: continue an interrupted run.
+        group: the processes that share the run, of a script that torchrun or `srun` started; see
+            `segscse.ranks.joined`.
 
     Raises:
         InputError: something given cannot be used.
@@ -72,9 +76,10 @@ def train(
         budget=budget,
         resume=resume,
         console=Console(stderr=True),
+        group=group,
     )
     if run.split.validation:
-        validate_run(run, device=chosen.train.device)
+        validate_run(run, device=chosen.train.device, group=group)
     return run
 
 
@@ -83,7 +88,9 @@ def config_of(config: str | Path | ExperimentConfig | None) -> ExperimentConfig:
     return config if isinstance(config, ExperimentConfig) else load_config(*([config] if config is not None else []))
 
 
-def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = None) -> dict[str, Any]:
+def validate_run(
+    run: Run, *, device: str = "auto", progress: Progress | None = None, group: Group = ALONE
+) -> dict[str, Any]:
     """Segment a run's validation cases on their own grids and score them into `<run>/validation`.
 
     The exported model is the best of the run's validations on these same cases, so the score is a little optimistic.
@@ -92,6 +99,7 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
         run: a finished run.
         device: where to predict.
         progress: called with the number of cases done and their total.
+        group: the processes that share the cases; the first scores them all.
 
     Returns:
         The summary that `summary.json` holds.
@@ -103,12 +111,19 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
     cases = {case.id: case for case in run.planned.index.cases if case.id in held_out}
     folder = run.folder / "validation"
     predictor = load(run.folder, device=device)
-    predictions = {}
-    for done, case in enumerate(cases.values(), start=1):
-        predictions[case.id] = folder / "predictions" / f"{case.id}.nii.gz"
-        predictor.predict(case.images).save(predictions[case.id])
+    predictions = {name: folder / "predictions" / f"{name}.nii.gz" for name in cases}
+    mine = group.share(list(cases))
+    for done, name in enumerate(mine, start=1):
+        predictor.predict(cases[name].images).save(predictions[name])
         if progress is not None:
-            progress(done, len(cases))
+            progress(done, len(mine))
+    group.barrier()
+    return group.on_first(lambda: _score(run, folder, predictions, predictor.plan))
+
+
+def _score(run: Run, folder: Path, predictions: dict[str, Path], plan: Plan) -> dict[str, Any]:
+    """Score segmented validation cases into a folder."""
+    cases = {case.id: case for case in run.planned.index.cases if case.id in predictions}
     references = {case.id: case.label for case in cases.values() if case.label is not None}
     subjects = {case.id: case.subject for case in cases.values()}
     table = evaluate_folders(
@@ -116,8 +131,8 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
         references,
         folder,
         {case.id: case.images[0] for case in cases.values()},
-        names=dict(predictor.plan.labels),
-        labels=predictor.plan.label_ids,
+        names=dict(plan.labels),
+        labels=plan.label_ids,
         subjects=subjects if len(set(subjects.values())) < len(subjects) else None,
         provenance=load_provenance(run.folder),
     )

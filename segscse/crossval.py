@@ -10,11 +10,13 @@ from rich.console import Console
 from segscse.api import config_of, validate_run
 from segscse.config import ExperimentConfig
 from segscse.data.index import open_dataset
+from segscse.data.prepare import PlannedDataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
 from segscse.files import read_json
+from segscse.ranks import ALONE, Group
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
 
@@ -29,6 +31,7 @@ def cross_validate(
     resume: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Train every fold into `<out>/fold<k>` and score all cases into `<out>/evaluation`.
 
@@ -41,6 +44,7 @@ def cross_validate(
         resume: keep the folds in `out` that are finished, go on with the one that was interrupted, then the others.
         console: where progress is shown; nowhere if not given.
         progress: called with the number of validation cases that are segmented in a fold, and their total.
+        group: processes among which the folds are dealt out, each trained by one of them; the first scores them all.
 
     Returns:
         The summary of the evaluation.
@@ -50,17 +54,31 @@ def cross_validate(
         Interrupted: a signal stopped the work; continue it with `resume=True`.
     """
     folder, chosen = Path(out), config_of(config)
+    folds = group.on_first(lambda: _folds(dataset, folder, labels, chosen, resume=resume))
+    runs = [
+        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
+        for fold in group.share(folds)
+    ]
+    group.barrier()
+    return group.on_first(lambda: _score(folder, folds, runs[0].planned))
+
+
+def _folds(
+    dataset: str | Path, folder: Path, labels: str | Path | None, config: ExperimentConfig, *, resume: bool
+) -> list[int]:
+    """Return the numbers of the folds of a cross-validation that may begin or go on in `folder`."""
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         remedy = "Choose another --out, or continue it with --resume"
         raise InputError("already exists and is not empty", file=folder, remedy=remedy)
-    runs = [
-        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
-        for fold in range(n_folds(open_dataset(dataset, labels).cases, chosen.data.folds))
-    ]
-    planned = runs[0].planned
+    return list(range(n_folds(open_dataset(dataset, labels).cases, config.data.folds)))
+
+
+def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str, Any]:
+    """Score all cases, each segmented by the fold that has not seen it."""
     cases = {case.id: case for case in planned.index.cases}
+    places = [folder / f"fold{fold}" for fold in folds]
     table = evaluate_folders(
-        {name: _prediction(run.folder, name) for run in runs for name in run.split.validation},
+        {name: _prediction(place, name) for place in places for name in _validated(place)},
         {name: case.label for name, case in cases.items() if case.label is not None},
         folder / "evaluation",
         {name: case.images[0] for name, case in cases.items()},
@@ -103,6 +121,11 @@ def _finish_fold(
     ):
         validate_run(run, device=config.train.device, progress=progress)
     return run
+
+
+def _validated(folder: Path) -> list[str]:
+    """Return the validation cases of a fold."""
+    return read_json(folder / "run.json")["validation_cases"]
 
 
 def _steps(folder: Path) -> int | None:

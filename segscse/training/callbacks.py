@@ -16,8 +16,9 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from segscse.errors import Interrupted, SegscseError
+from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.files import write_text
+from segscse.ranks import ALONE, Group
 from segscse.training.averaging import EmaWeights
 from segscse.training.checkpoints import BEST, FOLDER, LAST
 from segscse.training.clock import RunClock
@@ -26,6 +27,8 @@ from segscse.training.random_states import random_states, restore_random_states
 from segscse.training.signals import StopRequest, stop_on_signals
 
 LOG_EVERY = 20
+# What a checkpoint says of the keeper, see `RunKeeper.state_dict`.
+KEPT = ("best", "dice", "waited", "rows", "losses", "random")
 SaveModel = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
 
 
@@ -35,10 +38,12 @@ class MetricsTable:
     Args:
         path: the file.
         columns: names, in order; values not given stay empty.
+        writes: whether this process writes the file.
     """
 
-    def __init__(self, path: Path, columns: list[str]) -> None:
+    def __init__(self, path: Path, columns: list[str], *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.columns = columns
         self.rows: list[dict[str, Any]] = []
 
@@ -51,6 +56,8 @@ class MetricsTable:
     def add(self, **values: Any) -> None:
         """Add a row and write the file."""
         self.rows.append(values)
+        if not self.writes:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -70,6 +77,7 @@ class RunKeeper(Callback):
         ema: the weight averaging, if any.
         checkpoint_every_s: longest time without a checkpoint.
         patience: validations without improvement before the run stops, or None.
+        group: the processes of the run; a signal to one stops all.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class RunKeeper(Callback):
         ema: EmaWeights | None,
         checkpoint_every_s: float,
         patience: int | None,
+        group: Group = ALONE,
     ) -> None:
         self.folder = folder
         self.clock = clock
@@ -92,6 +101,7 @@ class RunKeeper(Callback):
         self.ema = ema
         self.checkpoint_every_s = checkpoint_every_s
         self.patience = patience
+        self.group = group
         self.best = -math.inf
         self.dice = math.nan
         self.waited = 0
@@ -113,7 +123,17 @@ class RunKeeper(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            InputError: it lacks what this version keeps.
+        """
+        if missing := [name for name in KEPT if name not in state_dict]:
+            raise InputError(
+                f"is of an earlier version of segscse: it has no {missing[0]!r}",
+                file=self.folder / FOLDER / LAST,
+                remedy="Start a new run, or go on with the version that it was started with (run.json)",
+            )
         self.best, self.dice, self.waited = (state_dict[name] for name in ("best", "dice", "waited"))
         self._resumed = state_dict
 
@@ -147,6 +167,7 @@ class RunKeeper(Callback):
         self._losses.append(loss)
         if self.clock.step % LOG_EVERY == 0:
             self._log_steps(trainer)
+        self.agree_on_stop()
         # Before a validation nothing is saved or stopped but after it: a run that goes on from there would miss it.
         if not (trainer.enable_validation and (trainer.is_last_batch or self.clock.done)):
             if self.stop.signum is not None:
@@ -164,6 +185,7 @@ class RunKeeper(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the model (with `patience` only if it is the best), write the log and a checkpoint."""
         self.clock.finish_validation()
+        self.agree_on_stop()
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_dice")}
         self._log_steps(trainer, **scores)
         dice = scores["val_dice"]
@@ -193,6 +215,10 @@ class RunKeeper(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Give the signals back."""
         self._signals.close()
+
+    def agree_on_stop(self) -> None:
+        """Let a signal that reached one process stop all of them after the same step."""
+        self.stop.signum = self.group.largest(self.stop.signum or 0) or None
 
     @property
     def _out_of_patience(self) -> bool:

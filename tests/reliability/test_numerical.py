@@ -122,8 +122,8 @@ class TestALossThatIsNoNumber:
         """Return the cases of every batch by step."""
         seen, whole = {}, PatchSampler.batch
 
-        def batch(self, step):
-            made = whole(self, step)
+        def batch(self, step, *share):
+            made = whole(self, step, *share)
             seen[step] = made["cases"]
             return made
 

@@ -3,8 +3,10 @@ import csv
 import pytest
 from rich.console import Console
 
-from segscse.training.callbacks import MetricsTable, RunProgress, format_seconds
+from segscse.errors import InputError
+from segscse.training.callbacks import KEPT, MetricsTable, RunKeeper, RunProgress, format_seconds
 from segscse.training.clock import RunClock
+from segscse.training.signals import StopRequest
 
 
 def _rows(path):
@@ -52,3 +54,20 @@ def test_an_exception_removes_the_bar():
     assert progress.bar.live.is_started
     progress.on_exception(None, None, RuntimeError())
     assert not progress.bar.live.is_started
+
+
+@pytest.mark.parametrize("missing", KEPT)
+def test_a_checkpoint_of_an_earlier_version_is_named(tmp_path, missing):
+    keeper = RunKeeper(
+        tmp_path,
+        RunClock(10.0, None, 1),
+        MetricsTable(tmp_path / "metrics.csv", ["step"]),
+        StopRequest(),
+        None,
+        ema=None,
+        checkpoint_every_s=1.0,
+        patience=None,
+    )
+    state = {name: value for name, value in keeper.state_dict().items() if name != missing}
+    with pytest.raises(InputError, match=rf"last\.ckpt: is of an earlier version of segscse: it has no '{missing}'"):
+        keeper.load_state_dict(state)
