@@ -1,0 +1,1 @@
+from tiny import dataset, trained  # noqa: F401, fixtures
