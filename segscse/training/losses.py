@@ -74,7 +74,7 @@ def _whole_batch(sums: torch.Tensor, world: int) -> torch.Tensor:
     """Return the rows of `_sums` of the whole batch from those of its parts: a mean of means, and sums of sums."""
     share = torch.ones_like(sums[0])
     share[0] = 1 / world
-    return _SumOverProcesses.apply(sums * share, world)  # type: ignore[no-untyped-call]
+    return _SumOverProcesses.apply(sums * share, world)
 
 
 class _SumOverProcesses(torch.autograd.Function):
