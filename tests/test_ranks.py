@@ -10,15 +10,14 @@ from processes import finish, start_two
 from segscse import ranks as module
 from segscse import watch as watching
 from segscse.errors import InputError, Interrupted, SegscseError
+from segscse.launch import ManyProcesses, require_processes
 from segscse.ranks import (
     ALONE,
     Group,
-    ManyProcesses,
     OtherRankError,
     Ranks,
     joined,
     read_ranks,
-    require_processes,
     share,
 )
 from segscse.watch import Watch
@@ -120,7 +119,16 @@ class TestAlone:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
         module._use_own_cores(Ranks(0, 4, 0, 4, "srun"))
         assert chosen == [2, 1, 8, 3]
-        assert module.cores() == 8
+
+    @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not tie processes to cores")
+    def test_only_cores_that_it_may_use_are_counted(self):
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(allowed)})
+        try:
+            assert module.cores() == 1
+        finally:
+            os.sched_setaffinity(0, allowed)
+        assert module.cores() == len(allowed)
 
     def test_sigterm_is_an_error_that_can_be_told(self):
         with pytest.raises(Interrupted) as caught, module._terminable():

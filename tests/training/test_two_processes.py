@@ -18,10 +18,10 @@ from yaml import safe_dump
 from segscse.config import ExperimentConfig
 from segscse.errors import InputError, Interrupted
 from segscse.files import read_json
-from segscse.ranks import Group, Ranks
+from segscse.ranks import Group, Ranks, deal_by_size
 from segscse.training.losses import deep_supervision_loss
 from segscse.training.module import SegModule
-from segscse.training.run import deal_by_size, train_run
+from segscse.training.run import train_run
 
 # Sums of another order differ in the last digit, and so do the steps after it: about 1e-7 grows tenfold in some steps.
 LOSS = 1e-4
