@@ -17,7 +17,8 @@ from segscse.cli.models import demo, export, predict, train
 from segscse.cli.scores import compare, evaluate
 from segscse.config import load_config, one_line, read_yaml
 from segscse.errors import Interrupted, SegscseError
-from segscse.ranks import ManyProcesses, OtherRankError, launch, read_ranks
+from segscse.launch import ManyProcesses, launch
+from segscse.ranks import OtherRankError, read_ranks
 
 
 def main() -> None:

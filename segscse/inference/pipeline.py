@@ -37,6 +37,7 @@ from segscse.inference.memory import (
     window_bytes,
     with_estimate,
 )
+from segscse.inference.outcome import Failure, Outcome, together
 from segscse.inference.predictor import Segmenter
 from segscse.inference.quality import write_quality
 from segscse.inference.segment import Options, Segmentation, segment
@@ -52,35 +53,6 @@ MAPS = ("probabilities", "uncertainty", "disagreement")
 MAP_BYTES = 2**28
 # Of so many of the largest files the headers are read to know the memory beforehand.
 HEADERS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A case that could not be predicted, and why."""
-
-    case: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of the cases.
-
-    Attributes:
-        written: label maps made now.
-        verified: label maps that were there, from the same input, model and settings.
-        failures: cases without one.
-        warnings: `(file or case, note)` on what is unusual about an input but no obstacle.
-        windows: numbers of windows evaluated and left out.
-        memory: what was estimated for the largest case; None where no header told.
-    """
-
-    written: list[Path] = field(default_factory=list)
-    verified: list[Path] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    warnings: list[tuple[str, str]] = field(default_factory=list)
-    windows: list[int] = field(default_factory=lambda: [0, 0])
-    memory: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +128,7 @@ def predict_files(
             run.all()
         outcomes = group.gather(outcome)
         group.on_first(lambda: _write_quality(out, merge_parts(out)))
-    return outcome if group.world == 1 else _together(outcomes)
+    return outcome if group.world == 1 else together(outcomes)
 
 
 def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Sequence[Path]]:
@@ -164,18 +136,6 @@ def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Se
     by_size = sorted(cases, key=lambda name: (-_bytes(cases[name]), name))
     mine = set(group.share(by_size))
     return {name: files for name, files in cases.items() if name in mine}
-
-
-def _together(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return what became of all processes' cases."""
-    whole = Outcome(memory=outcomes[0].memory)
-    for outcome in outcomes:
-        whole.written += outcome.written
-        whole.verified += outcome.verified
-        whole.failures += outcome.failures
-        whole.warnings += [one for one in outcome.warnings if one not in whole.warnings]
-        whole.windows = [a + b for a, b in zip(whole.windows, outcome.windows, strict=True)]
-    return whole
 
 
 def _write_quality(out: Path, cases: Mapping[str, Any]) -> None:

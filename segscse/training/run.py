@@ -36,12 +36,12 @@ from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
 from segscse.nets.build import build_unet, check_attention, network_arguments
 from segscse.nets.dims import network_to_channels_last
-from segscse.ranks import ALONE, Group, share
+from segscse.ranks import ALONE, Group, deal_by_size
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
 from segscse.training.checkpoints import WholeCheckpoints, has_checkpoint, sound_checkpoint
 from segscse.training.clock import RunClock
-from segscse.training.ddp import ddp_strategy
+from segscse.training.ddp import ddp_strategy, refuse_odd_parts
 from segscse.training.display import run_html
 from segscse.training.loggers import GuardedLogger, check_loggers, open_loggers
 from segscse.training.module import SegModule
@@ -182,7 +182,7 @@ def _decide(
         planned = plan_dataset(dataset, config, labels=labels, progress=progress)
     for warning in planned.warnings:
         _warn(console, f"{warning.file or warning.case}: {warning.problem}")
-    _refuse_odd_parts(planned.plan.batch_size, world)
+    refuse_odd_parts(planned.plan.batch_size, world)
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
     record = _record(planned, split, device, precision) | {"processes": world}
     setup = _Setup(folder, config, planned, split, device, precision, record)
@@ -333,12 +333,6 @@ def _prepared(setup: _Setup, cases: list[Case], progress: Progress, group: Group
     return store
 
 
-def deal_by_size(sizes: dict[str, int], world: int) -> list[dict[str, int]]:
-    """Return what each process takes of named pieces of work, about equally much; every piece is in one part."""
-    by_size = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
-    return [dict(share(by_size, rank, world)) for rank in range(world)]
-
-
 def n_batches(shape: Sequence[int], plan: Plan) -> int:
     """Return the network calls that the sliding window makes for a volume `(X, Y, Z)`, half overlapping."""
     windows = math.prod(
@@ -363,16 +357,6 @@ def _record(planned: PlannedDataset, split: Split, device: torch.device, precisi
         "fingerprint": planned.fingerprint.content,
         "label_volumes_ml": {str(label): list(pair) for label, pair in planned.fingerprint.label_volumes_ml.items()},
     }
-
-
-def _refuse_odd_parts(batch_size: int, world: int) -> None:
-    """Refuse to share a batch whose parts would differ: the mean of the parts' gradients would not be the batch's."""
-    if batch_size % world:
-        below = batch_size - batch_size % world
-        raise InputError(
-            f"a batch of {batch_size} patches cannot be shared by {world} processes in equal parts",
-            remedy=f"Set data.batch_size to {f'{below} or ' if below else ''}{below + world}, or start another number",
-        )
 
 
 def _places(folder: Path) -> list[Path]:
