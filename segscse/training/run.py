@@ -92,6 +92,7 @@ def train_run(
     fold: int | None = 0,
     budget: str | None = None,
     resume: bool = False,
+    cache: Path | None = None,
     console: Console | None = None,
 ) -> Run:
     """Train one fold and leave a run folder.
@@ -104,6 +105,8 @@ def train_run(
         fold: cross-validation fold, or None to train on every case.
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
         resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so.
+        cache: folder for the cases that memory does not hold, which runs on the same data can share; the run folder's
+            `cache` if not given.
         console: where progress is shown; nowhere if not given.
 
     Raises:
@@ -126,7 +129,8 @@ def train_run(
     for warning in planned.warnings:
         _warn(console, f"{warning.file or warning.case}: {warning.problem}")
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
-    setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
+    record = _record(planned, split, device, precision)
+    setup = _Setup(folder, config, planned, split, device, precision, record, cache or folder / "cache")
     if resume:
         _refuse_other_data(setup)
     keeper = _fit(setup, console, resume=resume)
@@ -145,6 +149,7 @@ class _Setup:
     device: torch.device
     precision: str
     record: dict[str, Any]
+    cache: Path
 
 
 def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
@@ -227,7 +232,7 @@ def _data(setup: _Setup, clock: RunClock, progress: Progress) -> SegDataModule:
     planned, split, config = setup.planned, setup.split, setup.config
     ids = {*split.training, *split.validation}
     cases = [case for case in planned.index.cases if case.id in ids]
-    store = CaseStore(cases, planned.plan, setup.folder / "cache", config.data.cache_gb)
+    store = CaseStore(cases, planned.plan, setup.cache, config.data.cache_gb)
     store.prepare(progress)
     shapes = store.shapes()
     clock.validation_batches = sum(n_batches(shapes[name], planned.plan) for name in split.validation)

@@ -271,7 +271,9 @@ def _key(item):
 def test_wandb_has_scalars_settings_and_pictures_offline(dataset, tmp_path, interrupt):
     pytest.importorskip("wandb", reason="needs the extra segscse[wandb]")
     run = _train_and_resume(dataset, tmp_path / "run", interrupt, "wandb")
-    number = read_json(run.folder / "loggers.json")["wandb"]["id"]
+    record = read_json(run.folder / "loggers.json")["wandb"]
+    assert "failed" not in record
+    number = record["id"]
     files = sorted((run.folder / "wandb").glob(f"offline-run-*/run-{number}.wandb"))
     assert len(files) == 2  # the session that was stopped, and the resumed one, under one id
     records = [record for path in files for record in _wandb_records(path)]
