@@ -110,6 +110,7 @@ def _finish_fold(
         fold=fold,
         budget=None if started else budget,
         resume=started,
+        cache=folder.parent / "cache",  # every fold has the same cases, apart from which of them it trains on
         console=console,
     )
     scored = (folder / "validation" / "summary.json").is_file()

@@ -100,6 +100,7 @@ def train_run(
     fold: int | None = 0,
     budget: str | None = None,
     resume: bool = False,
+    cache: Path | None = None,
     console: Console | None = None,
     group: Group = ALONE,
 ) -> Run:
@@ -117,6 +118,8 @@ def train_run(
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
         resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so; one that
             was killed before its first checkpoint starts again.
+        cache: folder for the cases that memory does not hold, which runs on the same data can share; the run folder's
+            `cache` if not given.
         console: where progress is shown; nowhere if not given.
         group: the processes that share the run, all of which call this.
 
@@ -132,7 +135,9 @@ def train_run(
 
         def decide() -> tuple[_Setup, Path | None]:
             held.enter_context(only_writer(folder))
-            return _decide(dataset, folder, config, labels, fold, budget, shown, resume=resume, world=group.world)
+            return _decide(
+                dataset, folder, config, labels, fold, budget, cache, shown, resume=resume, world=group.world
+            )
 
         setup, checkpoint = group.on_first(decide)
         with group.bound():
@@ -152,6 +157,7 @@ class _Setup:
     device: torch.device
     precision: str
     record: dict[str, Any]
+    cache: Path
 
 
 def _decide(
@@ -161,6 +167,7 @@ def _decide(
     labels: str | Path | None,
     fold: int | None,
     budget: str | None,
+    cache: Path | None,
     console: Console,
     *,
     resume: bool,
@@ -185,7 +192,7 @@ def _decide(
     refuse_odd_parts(planned.plan.batch_size, world)
     split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
     record = _record(planned, split, device, precision) | {"processes": world}
-    setup = _Setup(folder, config, planned, split, device, precision, record)
+    setup = _Setup(folder, config, planned, split, device, precision, record, cache or folder / "cache")
     return setup, _checkpoint(setup, console) if resume else None
 
 
@@ -323,7 +330,7 @@ def _data(setup: _Setup, clock: RunClock, progress: Progress, group: Group) -> S
 
 def _prepared(setup: _Setup, cases: list[Case], progress: Progress, group: Group) -> CaseStore:
     """Return the preprocessed cases; several processes share the work, and the arrays by files in the run's cache."""
-    plan, folder, memory_gb = setup.planned.plan, setup.folder / "cache", setup.config.data.cache_gb
+    plan, folder, memory_gb = setup.planned.plan, setup.cache, setup.config.data.cache_gb
     if group.world > 1:
         memory_gb = 0.0
         CaseStore(group.share(cases), plan, folder, memory_gb).prepare(progress)
