@@ -41,7 +41,7 @@ def announced_bytes(start: bytes) -> int | None:
         return None
     header = image.header_class(start[: image.header_class.sizeof_hdr], check=False)
     try:
-        return voxel_end(header)
+        return voxel_end(header) if int(header["sizeof_hdr"]) == header.sizeof_hdr else None
     except (HeaderDataError, ValueError, OverflowError, KeyError):
         return None
 

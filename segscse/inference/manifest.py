@@ -21,7 +21,8 @@ SECONDS_BETWEEN_WRITES = 2.0
 class Manifest:
     """The cases of an output folder: digests of inputs and outputs, and a key of model and settings.
 
-    Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry.
+    Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry. `failures`
+    are those of the last run: why each case has no label map.
 
     Args:
         folder: the output folder.
@@ -32,6 +33,7 @@ class Manifest:
         self.folder = folder
         self.key = key
         self.cases = _cases_of(folder / NAME)
+        self.failures: dict[str, str] = {}
         self._written = time.monotonic()
 
     def verified(self, case: str, inputs: Mapping[str, str]) -> bool:
@@ -64,7 +66,9 @@ class Manifest:
 
     def save(self) -> None:
         """Write the file."""
-        write_json(self.folder / NAME, {"format": FORMAT, "version": VERSION, "cases": self.cases})
+        write_json(
+            self.folder / NAME, {"format": FORMAT, "version": VERSION, "cases": self.cases, "failures": self.failures}
+        )
         self._written = time.monotonic()
 
 
