@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -152,7 +152,7 @@ def _extensions_end(header: Any, content: bytes, path: Path) -> int:
     if content[place - 4 : place - 3] in (b"", b"\0"):
         return place
     stop = int(header["vox_offset"])
-    order = "little" if header.endianness == "<" else "big"
+    order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
     while place + 16 <= stop:
         length = int.from_bytes(content[place : place + 4], order, signed=True)
         if length < 8 or place + length > stop:
