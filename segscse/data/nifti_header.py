@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
@@ -41,7 +41,7 @@ def announced_bytes(start: bytes) -> int | None:
         return None
     header = image.header_class(start[: image.header_class.sizeof_hdr], check=False)
     try:
-        return voxel_end(header)
+        return voxel_end(header) if int(header["sizeof_hdr"]) == header.sizeof_hdr else None
     except (HeaderDataError, ValueError, OverflowError, KeyError):
         return None
 
@@ -152,7 +152,7 @@ def _extensions_end(header: Any, content: bytes, path: Path) -> int:
     if content[place - 4 : place - 3] in (b"", b"\0"):
         return place
     stop = int(header["vox_offset"])
-    order = "little" if header.endianness == "<" else "big"
+    order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
     while place + 16 <= stop:
         length = int.from_bytes(content[place : place + 4], order, signed=True)
         if length < 8 or place + length > stop:

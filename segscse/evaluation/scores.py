@@ -114,7 +114,7 @@ def evaluate(
         "nsd_tolerance_mm": tolerance.to_json(),
         "spacing_mm": {case.case: case.spacing_mm for case in scored},
         "diagonal_mm": {case.case: case.diagonal_mm for case in scored},
-        "notes": [(case.case, case_note(other)) for case, other in same_but_case([case.case for case in scored])]
+        "notes": [(name, case_note(other)) for name, other in same_but_case([case.case for case in scored])]
         + [note for case in scored for note in case.notes],
     }
     return table

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from segscse import __version__
+from segscse.config import one_line
 from segscse.data.geometry import canonical_grid, spacing_of
 from segscse.data.index import find_inputs
 from segscse.data.maps import write_map
@@ -196,7 +197,7 @@ class _Run:
                     self.done += 1
             finally:
                 self._finish(writing)
-                if self.manifest.own:
+                if self.manifest.own or self.manifest.failures:
                     self.manifest.save()
                 if self.alone:
                     _write_quality(self.out, self.manifest.cases)
@@ -271,6 +272,7 @@ class _Run:
     def _failed(self, case: str, error: Exception) -> None:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         self.outcome.failures.append(Failure(case, reason))
+        self.manifest.failures[case] = one_line(reason)
 
     def _moved(self, share: float) -> None:
         if self.progress is not None:

@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -52,6 +53,7 @@ def nifti(
     content = bytearray(image.to_bytes())
     size = image.header.sizeof_hdr
     header = np.frombuffer(bytes(content[:size]), image.header.template_dtype).copy()
+    header["qform_code"], header["sform_code"] = qform, sform  # nibabel sets them by itself where both are absent
     for name, value in fields.items():
         field, _, place = name.rpartition("_") if name[-1].isdigit() else (name, "", "")
         if field in ("pixdim", "dim"):
@@ -206,10 +208,13 @@ def two_members(stem: Path, array: np.ndarray, affine: np.ndarray, rng: np.rando
 
 def bomb(stem: Path, array: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> Path:
     """Write a healthy volume and then 256 MiB of zeros, packed a thousand to one."""
+    return write(stem, ".nii.gz", packed(nifti(array, affine)) + _many_zeros())
+
+
+@cache
+def _many_zeros() -> bytes:
     worker = zlib.compressobj(9, zlib.DEFLATED, 31)
-    parts = [worker.compress(nifti(array, affine))]
-    parts += [worker.compress(b"\0" * 2**20) for _ in range(256)]
-    return write(stem, ".nii.gz", b"".join([*parts, worker.flush()]))
+    return b"".join([*(worker.compress(b"\0" * 2**20) for _ in range(256)), worker.flush()])
 
 
 def endless_name(stem: Path, array: np.ndarray, affine: np.ndarray, rng: np.random.Generator) -> Path:

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -247,7 +247,9 @@ class Ended:
         return [line for line in lines if line.startswith(WARNING)]
 
 
-def attempt(fault: Fault, verb: str, root: Path, models: dict[str, Path]) -> tuple[Ended, Stand]:
+def attempt(
+    fault: Fault, verb: str, root: Path, models: dict[str, Path], run_verb: Callable[[list[str]], int] = run
+) -> tuple[Ended, Stand]:
     """Prepare a stand with one fault and run the verb on it."""
     stand = Stand(root, verb, models, seed=int.from_bytes(fault.id.encode(), "big"))
     if fault.make is not None:
@@ -258,7 +260,7 @@ def attempt(fault: Fault, verb: str, root: Path, models: dict[str, Path]) -> tup
     command = stand.command()
     before = _sums(stand.data)
     with _captured(stand) as streams:
-        code = run(command)
+        code = run_verb(command)
     after = _sums(stand.data)
     changed = tuple(str(path) for path in before if after.get(path) != before[path])
     out = stand.out or stand.root / "out"
