@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ import yaml
 from cyclopts.config import Dict
 
 from segscse.errors import InputError
-from segscse.files import write_text
+from segscse.files import read_limited, write_text
+
+MAX_YAML_BYTES = 2**18
+MAX_YAML_VALUES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,28 +257,64 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return a text, or an exception's, on a single line."""
-    return " ".join(str(error).split())
+    """Return a text, or an exception's, on a single line; what is no visible character, such as ESC, as its code."""
+    text = " ".join(str(error).split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML file of settings; only plain values can come out of it.
 
     Raises:
-        InputError: the file cannot be read or does not hold a mapping.
+        InputError: the file cannot be read, repeats a name, multiplies values by aliases, or is no mapping.
     """
+    content = read_limited(path, MAX_YAML_BYTES)
     try:
-        with Path(path).open(encoding="utf-8") as stream:
-            values = yaml.safe_load(stream)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # A stream, because of a text the errors would quote lines, and it need not be a file of settings.
+        loader = yaml.SafeLoader(io.BytesIO(content))
+        node = loader.get_single_node()
+        if node is not None:
+            _check_nodes(node)
+        values = None if node is None else loader.construct_document(node)  # type: ignore[no-untyped-call]
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"is not valid YAML ({one_line(error)})", file=path, remedy="Correct the file") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise InputError("must hold settings such as `model:`", file=path, remedy="See configs/ for examples")
     return values
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    """Refuse names that occur twice, and aliases that make much of little: values are counted as if written out.
+
+    Raises:
+        ValueError: naming the reason.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = MAX_YAML_VALUES  # met again before it is counted: it holds itself
+            sizes[id(node)] = 1 + sum(size(child) for child in _children(node))
+        return sizes[id(node)]
+
+    if size(root) > MAX_YAML_VALUES:
+        raise ValueError(f"it holds more than {MAX_YAML_VALUES} values, aliases written out")
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return node.value
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    names: set[str] = set()
+    for name, _ in node.value:
+        if isinstance(name, yaml.ScalarNode):
+            if name.value in names:
+                raise ValueError(f"the name {name.value!r} occurs twice, the second time in line {name.start_mark.line + 1}")
+            names.add(name.value)
+    return [child for pair in node.value for child in pair]
 
 
 def save_config(path: str | Path, config: ExperimentConfig) -> None:

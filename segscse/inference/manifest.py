@@ -16,6 +16,7 @@ FORMAT = "segscse-predictions"
 VERSION = 1
 # A folder of thousands of cases would spend its time writing the manifest after each; a kill loses this much work.
 SECONDS_BETWEEN_WRITES = 2.0
+MAX_BYTES = 2**30  # a million cases; one that is too large would mean that all are predicted again
 
 
 class Manifest:
@@ -84,7 +85,7 @@ def folder_digest(folder: Path) -> str:
 def _cases_of(path: Path) -> dict[str, Any]:
     """Return the entries of a manifest; none of a missing, damaged or foreign one, so that all is predicted again."""
     try:
-        content = read_json(path)
+        content = read_json(path, max_bytes=MAX_BYTES)
     except InputError:
         return {}
     known = isinstance(content, Mapping) and (content.get("format"), content.get("version")) == (FORMAT, VERSION)

@@ -23,6 +23,7 @@ from segscse.inference.engines import (
 )
 from segscse.inference.model_folder import ExportedGraph, ModelFolder
 from segscse.inference.parity import compare, probe_windows
+from segscse.inference.weights import check_shapes
 from segscse.nets.build import build_unet
 
 REPEATS = 3
@@ -68,6 +69,8 @@ def build_network(model: ModelFolder) -> torch.nn.Module:
         InputError: weights and description do not fit.
     """
     try:
+        with torch.device("meta"):  # sizes of a stranger's choice are compared before memory is taken for them
+            check_shapes(build_unet(model.network), model.weights)
         network = build_unet(model.network)
         network.load_state_dict(model.weights)
     except InputError:
@@ -88,8 +91,10 @@ def reference_engine(network: torch.nn.Module, plan: Plan, device: torch.device 
 
 def trained_precision(provenance: Mapping[str, Any]) -> Literal["auto", "bf16", "fp32"]:
     """Return `fp32` for a model that its maker asked to train in 32 bit, else `auto`."""
-    train = provenance.get("config", {}).get("train", {})
-    return "fp32" if train.get("precision") == "fp32" else "auto"
+    found: Any = provenance
+    for name in ("config", "train", "precision"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return "fp32" if found == "fp32" else "auto"
 
 
 def _torch_engine(model: ModelFolder, device: torch.device) -> TorchEngine:
