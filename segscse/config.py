@@ -12,7 +12,7 @@ import cyclopts
 import yaml
 from cyclopts.config import Dict
 
-from segscse.errors import InputError
+from segscse.errors import InputError, visible
 from segscse.files import read_limited, write_text
 
 MAX_YAML_BYTES = 2**18
@@ -257,9 +257,8 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return a text, or an exception's, on a single line; what is no visible character, such as ESC, as its code."""
-    text = " ".join(str(error).split())
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    """Return a text, or an exception's, on a single line, of visible characters."""
+    return visible(" ".join(str(error).split()))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segscse.config import one_line
+from segscse.errors import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     """Write a line at once."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(visible(text) + "\n")
     sys.stdout.flush()
 
 
@@ -36,7 +37,7 @@ def say_scores(summary: dict[str, Any], folder: Path) -> None:
 def say_outcome(outcome: Outcome, folder: Path, *, foreground_only: bool, resumed: bool) -> None:
     """Say what became of the cases of a prediction; failures go to standard error."""
     for failure in outcome.failures:
-        sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
+        sys.stderr.write(f"segscse: {one_line(failure.case)}: {one_line(failure.reason)}\n")
     if foreground_only:
         say(f"left out {outcome.windows[1]} of {sum(outcome.windows)} windows as background")
     parts = [f"{len(outcome.written)} label maps in {folder}"]
@@ -71,5 +72,5 @@ def findings_table(findings: Any) -> Any:
     table = Table("level", "case", "file", "problem", "remedy")
     for finding in findings:
         cells = (finding.level, finding.case, finding.file, finding.problem, finding.remedy)
-        table.add_row(*(escape(cell) for cell in cells), style="red" if finding.level == "error" else "yellow")
+        table.add_row(*(escape(visible(cell)) for cell in cells), style="red" if finding.level == "error" else "yellow")
     return table

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from segscse.data.dicom import is_series
@@ -90,14 +90,25 @@ def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetI
             file=path,
             remedy="Give each its own id",
         )
-    unsafe = [case.id for case in index.cases if Path(case.id).name != case.id or case.id.startswith(".")]
-    if unsafe:
-        raise InputError(
-            f"case ids become file names, got {unsafe[0]!r}",
-            file=path,
-            remedy="Use ids without slashes and leading dots",
-        )
+    for case in index.cases:
+        check_name(case.id, path)
     return index
+
+
+def check_name(name: str, file: Path) -> None:
+    """Refuse a case id that would not name one file in the folder of outputs.
+
+    Raises:
+        InputError: it leads elsewhere, is hidden, or is no text: a name's bytes that are not UTF-8, which no JSON,
+            CSV or report could hold.
+    """
+    text = name.encode("utf-8", "ignore").decode() == name
+    if PurePath(name).name != name or name.startswith(".") or "\0" in name or not text:
+        raise InputError(
+            f"case ids become file names, got {name!r}",
+            file=file,
+            remedy="Use ids of UTF-8 text without slashes and leading dots",
+        )
 
 
 def _from_json(root: Path) -> DatasetIndex:
@@ -153,7 +164,8 @@ def _inside(root: Path, item: Any, file: Path) -> Path:
     if not isinstance(item, str) or "\0" in item:
         raise InputError(f"a file must be named by text, got {item!r}", file=file, remedy="Correct the entry")
     path = root / item
-    if not path.resolve().is_relative_to(root.resolve()):
+    # A share of another machine, or another drive, is refused by its name: on Windows to look at it means to log in.
+    if PureWindowsPath(item).drive or not path.resolve().is_relative_to(root.resolve()):
         raise InputError(
             f"names a file outside the data set: {item!r}", file=file, remedy="Use paths below dataset.json"
         )
@@ -291,6 +303,8 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
         raise InputError("is no image file", file=missing[0], remedy="Check the path")
     if not cases:
         raise InputError("no images found", file=paths[0] if paths else None, remedy="Give files or folders of images")
+    for name, files in cases.items():
+        check_name(name, files[0])
     return cases
 
 

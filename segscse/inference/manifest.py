@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segscse.errors import InputError
@@ -90,4 +90,14 @@ def _cases_of(path: Path) -> dict[str, Any]:
         return {}
     known = isinstance(content, Mapping) and (content.get("format"), content.get("version")) == (FORMAT, VERSION)
     cases = content.get("cases") if known else None
-    return {name: entry for name, entry in cases.items() if isinstance(entry, Mapping)} if cases else {}
+    return {name: entry for name, entry in cases.items() if _sound(entry)} if isinstance(cases, Mapping) else {}
+
+
+def _sound(entry: Any) -> bool:
+    """Return whether an entry has what `add` writes, with names that stay in the folder."""
+    parts = ("inputs", "outputs", "quality")
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(part), Mapping) for part in parts):
+        return False
+    paths = [PurePosixPath(name) for name in entry["outputs"]]
+    inside = all(not path.is_absolute() and ".." not in path.parts for path in paths)
+    return inside and sum(len(path.parts) == 1 for path in paths) == 1 and "look" in entry["quality"]

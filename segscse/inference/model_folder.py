@@ -120,6 +120,7 @@ def load_model(path: str | Path) -> ModelFolder:
     if description["version"] != 1:
         _verify(folder, description["sha256"])
     plan = Plan.from_json(description["plan"], file)
+    _check_volumes(description["provenance"], file)
     _check_network(description["network"], plan, file)
     return ModelFolder(
         plan=plan,
@@ -188,6 +189,18 @@ def _check_network(network: Mapping[str, Any], plan: Plan, file: Path) -> None:
     if wrong:
         raise InputError(
             f"network and plan do not fit ({wrong[0]} is {str(network.get(wrong[0]))[:80]})",
+            file=file,
+            remedy="Copy the model folder again",
+        )
+
+
+def _check_volumes(provenance: Mapping[str, Any], file: Path) -> None:
+    """Refuse a record whose volumes, the one part of it that prediction compares with, are no pairs of numbers."""
+    volumes = provenance.get("label_volumes_ml", {})
+    pairs = list(volumes.values()) if isinstance(volumes, Mapping) else [None]
+    if not all(isinstance(pair, list) and [type(item) in (int, float) for item in pair] == [True] * 2 for pair in pairs):
+        raise InputError(
+            f"has a record of label volumes that is none ({str(volumes)[:80]})",
             file=file,
             remedy="Copy the model folder again",
         )
