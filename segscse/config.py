@@ -15,7 +15,7 @@ from cyclopts.config import Dict
 from segscse.errors import InputError, visible
 from segscse.files import read_limited, write_text
 
-MAX_YAML_BYTES = 2**18
+MAX_YAML_BYTES = 2**15  # twenty times all settings; the parser takes a second for the worst text of that size
 MAX_YAML_VALUES = 10_000
 
 
@@ -274,7 +274,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         node = loader.get_single_node()
         if node is not None:
             _check_nodes(node)
-        values = None if node is None else loader.construct_document(node)  # type: ignore[no-untyped-call]
+        values = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"is not valid YAML ({one_line(error)})", file=path, remedy="Correct the file") from error
     if values is None:
@@ -311,7 +311,9 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     for name, _ in node.value:
         if isinstance(name, yaml.ScalarNode):
             if name.value in names:
-                raise ValueError(f"the name {name.value!r} occurs twice, the second time in line {name.start_mark.line + 1}")
+                raise ValueError(
+                    f"the name {name.value!r} occurs twice, the second time in line {name.start_mark.line + 1}"
+                )
             names.add(name.value)
     return [child for pair in node.value for child in pair]
 

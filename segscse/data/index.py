@@ -295,6 +295,7 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     sources.append(_grouped(single, channels))
     for found in sources:
         for name, files in found.items():
+            check_name(name, files[0])
             if name in cases:
                 raise InputError(f"two inputs are named {name!r}", file=files[0], remedy="Predict them separately")
             cases[name] = files
@@ -303,8 +304,6 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
         raise InputError("is no image file", file=missing[0], remedy="Check the path")
     if not cases:
         raise InputError("no images found", file=paths[0] if paths else None, remedy="Give files or folders of images")
-    for name, files in cases.items():
-        check_name(name, files[0])
     return cases
 
 

@@ -93,9 +93,7 @@ _RULES: dict[str, Callable[[Plan], bool]] = {
     "dataset": lambda plan: isinstance(plan.dataset, str),
     "spatial_dims": lambda plan: type(plan.spatial_dims) is int and plan.spatial_dims in (2, 3),
     "spacing_mm": lambda plan: len(plan.spacing_mm) == 3 and all(_number(mm) and mm > 0 for mm in plan.spacing_mm),
-    "slice_axis": lambda plan: (
-        plan.slice_axis is None if plan.spatial_dims == 3 else _whole(plan.slice_axis, 0, 2)
-    ),
+    "slice_axis": lambda plan: plan.slice_axis is None if plan.spatial_dims == 3 else _whole(plan.slice_axis, 0, 2),
     "strides": _strides,
     "kernel_sizes": _kernels,
     "patch_size": _patch,

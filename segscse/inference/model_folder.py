@@ -182,9 +182,11 @@ def _check_network(network: Mapping[str, Any], plan: Plan, file: Path) -> None:
     }
     wrong = [name for name, value in implied.items() if network.get(name) != value]
     features = network.get("features")
-    if not isinstance(features, list) or len(features) != len(plan.strides):
-        wrong.append("features")
-    elif not all(type(size) is int and 1 <= size <= MAX_FEATURES for size in features):
+    if (
+        not isinstance(features, list)
+        or len(features) != len(plan.strides)
+        or not all(type(size) is int and 1 <= size <= MAX_FEATURES for size in features)
+    ):
         wrong.append("features")
     if wrong:
         raise InputError(
@@ -198,7 +200,9 @@ def _check_volumes(provenance: Mapping[str, Any], file: Path) -> None:
     """Refuse a record whose volumes, the one part of it that prediction compares with, are no pairs of numbers."""
     volumes = provenance.get("label_volumes_ml", {})
     pairs = list(volumes.values()) if isinstance(volumes, Mapping) else [None]
-    if not all(isinstance(pair, list) and [type(item) in (int, float) for item in pair] == [True] * 2 for pair in pairs):
+    if not all(
+        isinstance(pair, list) and [type(item) in (int, float) for item in pair] == [True] * 2 for pair in pairs
+    ):
         raise InputError(
             f"has a record of label volumes that is none ({str(volumes)[:80]})",
             file=file,

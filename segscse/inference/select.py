@@ -73,8 +73,8 @@ def build_network(model: ModelFolder) -> torch.nn.Module:
             check_shapes(build_unet(model.network), model.weights)
         network = build_unet(model.network)
         network.load_state_dict(model.weights)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(error.problem, file=error.file or model.folder, remedy=error.remedy) from error
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"weights and description do not fit ({str(error).splitlines()[0]})",

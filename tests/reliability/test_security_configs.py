@@ -71,7 +71,9 @@ def _expression(place):
 
 
 TEXTS = {
-    **{name: lambda place, make=make: yaml.safe_dump({"model": {"block": make(place)}}) for name, make in CALLS.items()},
+    **{
+        name: lambda place, make=make: yaml.safe_dump({"model": {"block": make(place)}}) for name, make in CALLS.items()
+    },
     "monai.bundle expression": lambda place: yaml.safe_dump(
         {"model": {"attention": {"encoder": _expression(place), "decoder": {"_target_": "os.system"}}}}
     ),
@@ -81,7 +83,7 @@ TEXTS = {
     "call in a mapping": lambda place: yaml.safe_dump({"data": {"spacing_mm": {"any": CALLS["os.system"](place)}}}),
     "call in a list": lambda place: yaml.safe_dump({"augment": {"scale": [CALLS["os.system"](place), 1.4]}}),
     "call in a set": lambda place: "augment:\n  scale: !!set {? {class_path: os.system}, ? 1.4}\n",
-    "python/object/apply": lambda place: f"model: !!python/object/apply:os.system [\"{_touch(place)}\"]\n",
+    "python/object/apply": lambda place: f'model: !!python/object/apply:os.system ["{_touch(place)}"]\n',
     "alias bomb": lambda place: BILLION_LAUGHS,
     "logging.conf": lambda place: (
         "[loggers]\nkeys=root\n[handlers]\nkeys=h\n[formatters]\nkeys=\n[logger_root]\nhandlers=h\n"
@@ -175,7 +177,13 @@ def test_a_flag_is_refused_likewise(flag, value, dataset, tmp_path, capsys):  # 
 
 
 class TestEnvironment:
-    VARIABLES = ("SEGSCSE_OPTIM_NAME", "SEGSCSE_OPTIM__NAME", "OPTIM_NAME", "JSONARGPARSE_OPTIM__NAME", "PL_OPTIM__NAME")
+    VARIABLES = (
+        "SEGSCSE_OPTIM_NAME",
+        "SEGSCSE_OPTIM__NAME",
+        "OPTIM_NAME",
+        "JSONARGPARSE_OPTIM__NAME",
+        "PL_OPTIM__NAME",
+    )
 
     def test_the_attack_works_on_a_parser_that_reads_the_environment(self, monkeypatch):
         monkeypatch.setenv("SEGSCSE_OPTIM_NAME", "sgd")

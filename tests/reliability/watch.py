@@ -12,9 +12,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-COMMANDS = ("os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn")
+COMMANDS = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.forkpty",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "pty.spawn",
+)
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
-CHANGES = {"os.rename": (0, 1), "os.link": (1,), "os.symlink": (1,), "os.mkdir": (0,), "os.remove": (0,), "os.rmdir": (0,)}
+CHANGES = {
+    "os.rename": (0, 1),
+    "os.link": (1,),
+    "os.symlink": (1,),
+    "os.mkdir": (0,),
+    "os.remove": (0,),
+    "os.rmdir": (0,),
+}
 CHANGES |= {"os.chmod": (0,), "os.truncate": (0,), "shutil.rmtree": (0,), "shutil.move": (0, 1)}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -45,7 +61,9 @@ class Watch:
                 return []
             return [Path(os.path.abspath(os.fsdecode(path)))]
         places = (arguments[number] for number in CHANGES.get(event, ()))
-        return [Path(os.path.abspath(os.fsdecode(path))) for path in places if isinstance(path, (str, bytes, os.PathLike))]
+        return [
+            Path(os.path.abspath(os.fsdecode(path))) for path in places if isinstance(path, (str, bytes, os.PathLike))
+        ]
 
 
 _active: list[Watch] = []
