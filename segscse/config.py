@@ -17,6 +17,7 @@ from segscse.files import read_limited, write_text
 
 MAX_YAML_BYTES = 2**15  # twenty times all settings; the parser takes a second for the worst text of that size
 MAX_YAML_VALUES = 10_000
+YAML_KINDS = ("str", "int", "float", "bool", "null", "seq", "map", "merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,15 +286,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _check_nodes(root: yaml.Node) -> None:
-    """Refuse names that occur twice, and aliases that make much of little: values are counted as if written out.
+    """Refuse dates, sets and objects, names that occur twice, and aliases that make much of little text.
 
     Raises:
         ValueError: naming the reason.
     """
-    sizes: dict[int, int] = {}
+    sizes: dict[int, int] = {}  # of every node, as if its aliases were written out
 
     def size(node: yaml.Node) -> int:
         if id(node) not in sizes:
+            kind = node.tag.rpartition(":")[2]
+            if kind not in YAML_KINDS:
+                raise ValueError(f"a value of the kind {kind!r} is no setting; text goes in quotes")
             sizes[id(node)] = MAX_YAML_VALUES  # met again before it is counted: it holds itself
             sizes[id(node)] = 1 + sum(size(child) for child in _children(node))
         return sizes[id(node)]

@@ -25,6 +25,11 @@ NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 SITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIBABEL_SUFFIXES + SITK_SUFFIXES
 _IMAGE_CLASS: dict[str, Any] = {".mgz": nib.MGHImage, ".mgh": nib.MGHImage}
+# What nibabel raises on damaged files; KeyError: an unknown data type in MGH.
+UNREADABLE = (
+    *(ImageFileError, HeaderDataError, MGHError, OSError, EOFError, zlib.error),
+    *(TypeError, ValueError, OverflowError, KeyError),
+)
 _POINTERS = {b"version https://git-lfs": "a git-lfs pointer", b"/annex/": "a git-annex pointer"}
 
 
@@ -221,17 +226,7 @@ def _read_nibabel(path: Path, suffix: str) -> Volume:
         notes = _check_forms(image, path) if isinstance(image.header, nib.Nifti1Header) else ()
     except InputError:
         raise
-    except (
-        ImageFileError,
-        HeaderDataError,
-        ValueError,
-        OSError,
-        EOFError,
-        TypeError,
-        OverflowError,
-        KeyError,  # an unknown data type in MGH
-        MGHError,
-    ) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
     return Volume(array, affine, image.header, path, notes)

@@ -21,8 +21,8 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from segscse.data.geometry import canonical_grid, spacing_of
-from segscse.data.io import NIBABEL_SUFFIXES, as_labels, image_suffix
+from segscse.data.geometry import affine_problem, canonical_grid, spacing_of
+from segscse.data.io import NIBABEL_SUFFIXES, UNREADABLE, as_labels, image_suffix
 from segscse.data.network_grid import network_shape
 from segscse.errors import InputError
 from segscse.inference.segment import Member, Options, plan_sweeps
@@ -30,6 +30,8 @@ from segscse.inference.segment import Member, Options, plan_sweeps
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Feature maps at the window's full size that are assumed of a network whose tensors cannot be seen.
 OPAQUE_MAPS = 96
+# Bytes that a byte of gzip unpacks to at most; a header that announces more is not to be believed.
+MOST_PACKED = 1040
 # What allocators and convolutions take beyond the tensors that they return.
 OVERHEAD = 1.25
 
@@ -107,14 +109,17 @@ def scan_size(files: Sequence[Path]) -> ScanSize | None:
             return None
         try:
             image: Any = nib.load(file)
-        except (OSError, EOFError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+            announced = prod(image.shape) * image.get_data_dtype().itemsize
+        except UNREADABLE:
             return None  # reading it will say why
-        shape, affine = (*image.shape, 1, 1)[:3], image.affine
+        if announced > MOST_PACKED * file.stat().st_size:
+            return None
+        shape, affine = (*image.shape, 1, 1, 1)[:3], image.affine
         scaled = getattr(image.dataobj, "slope", 1.0) != 1.0 or getattr(image.dataobj, "inter", 0.0) != 0.0
         size = image.get_data_dtype().itemsize
         # Read, unpacked and as an array at once; scaled voxels come in 64 bits.
         itemsize += (2 * size + (8 if scaled else 0)) * prod(image.shape[3:])
-    if shape is None or min(shape) < 1 or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+    if shape is None or min(shape) < 1 or affine_problem(affine):
         return None
     canonical, turned = canonical_grid(shape, affine)
     return ScanSize(canonical, spacing_of(turned), itemsize)
