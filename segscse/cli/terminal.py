@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segscse.config import one_line
 from segscse.data.notes import fold_notes
-from segscse.errors import InputError
+from segscse.errors import InputError, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def say(text: str) -> None:
     """Write a line at once; when nobody reads any more, go on without saying more."""
     try:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(visible(text) + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         # The Python manual, "Note on SIGPIPE": what is in the buffer must go somewhere at exit, too.
@@ -51,7 +51,7 @@ def say_outcome(outcome: Outcome, folder: Path, *, foreground_only: bool, resume
     """Say what became of the cases of a prediction; warnings and failures go to standard error."""
     say_warnings(outcome.warnings)
     for failure in outcome.failures:
-        sys.stderr.write(f"segscse: {failure.case}: {one_line(failure.reason)}\n")
+        sys.stderr.write(f"segscse: {one_line(failure.case)}: {one_line(failure.reason)}\n")
     if foreground_only:
         say(f"left out {outcome.windows[1]} of {sum(outcome.windows)} windows as background")
     parts = [f"{len(outcome.written)} label maps in {folder}"]
@@ -100,5 +100,5 @@ def findings_table(findings: Sequence[Finding]) -> Any:
     for finding in findings:
         cells = (finding.level, finding.case, finding.file, finding.problem, finding.remedy)
         style = {"error": "red", "warning": "yellow"}.get(finding.level)
-        table.add_row(*(escape(cell) for cell in cells), style=style)
+        table.add_row(*(escape(visible(cell)) for cell in cells), style=style)
     return table

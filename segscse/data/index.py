@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from segscse.data.dicom import is_series
@@ -91,13 +91,8 @@ def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetI
             file=path,
             remedy="Give each its own id",
         )
-    unsafe = [case.id for case in index.cases if Path(case.id).name != case.id or case.id.startswith(".")]
-    if unsafe:
-        raise InputError(
-            f"case ids become file names, got {unsafe[0]!r}",
-            file=path,
-            remedy="Use ids without slashes and leading dots",
-        )
+    for case in index.cases:
+        check_name(case.id, path)
     return index
 
 
@@ -105,6 +100,22 @@ def subject_of(case: str) -> str:
     """Return whose scan a case is when nothing says so: `sub-01` of a BIDS name `sub-01_ses-2_T1w`, else the case."""
     match = BIDS_SUBJECT.match(case)
     return match[1] if match else case
+
+
+def check_name(name: str, file: Path) -> None:
+    """Refuse a case id that would not name one file in the folder of outputs.
+
+    Raises:
+        InputError: it leads elsewhere, is hidden, or is no text: a name's bytes that are not UTF-8, which no JSON,
+            CSV or report could hold.
+    """
+    text = name.encode("utf-8", "ignore").decode() == name
+    if PurePath(name).name != name or name.startswith(".") or "\0" in name or not text:
+        raise InputError(
+            f"case ids become file names, got {name!r}",
+            file=file,
+            remedy="Use ids of UTF-8 text without slashes and leading dots",
+        )
 
 
 def _from_json(root: Path) -> DatasetIndex:
@@ -160,7 +171,8 @@ def _inside(root: Path, item: Any, file: Path) -> Path:
     if not isinstance(item, str) or "\0" in item:
         raise InputError(f"a file must be named by text, got {item!r}", file=file, remedy="Correct the entry")
     path = root / item
-    if not path.resolve().is_relative_to(root.resolve()):
+    # A share of another machine, or another drive, is refused by its name: on Windows to look at it means to log in.
+    if PureWindowsPath(item).drive or not path.resolve().is_relative_to(root.resolve()):
         raise InputError(
             f"names a file outside the data set: {item!r}", file=file, remedy="Use paths below dataset.json"
         )
@@ -290,6 +302,7 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     sources.append(_grouped(single, channels))
     for found in sources:
         for name, files in found.items():
+            check_name(name, files[0])
             if name in cases:
                 raise InputError(f"two inputs are named {name!r}", file=files[0], remedy="Predict them separately")
             cases[name] = files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,11 @@ SUFFIXES = NIBABEL_SUFFIXES + SITK_SUFFIXES
 # The voxels of a NIfTI or Analyze pair: listed, so that they are refused and not passed over in silence.
 PAIR_SUFFIXES = (".img.gz", ".img")
 _IMAGE_CLASS: dict[str, Any] = {".mgz": nib.MGHImage, ".mgh": nib.MGHImage}
+# What nibabel raises on damaged files; KeyError: an unknown data type in MGH.
+UNREADABLE = (
+    *(ImageFileError, HeaderDataError, MGHError, OSError, EOFError, zlib.error),
+    *(TypeError, ValueError, OverflowError, KeyError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,17 +234,7 @@ def _read_nibabel(path: Path, suffix: str) -> Volume:
             notes += placement_notes(image, path)
     except InputError:
         raise
-    except (
-        ImageFileError,
-        HeaderDataError,
-        ValueError,
-        OSError,
-        EOFError,
-        TypeError,
-        OverflowError,
-        KeyError,  # an unknown data type in MGH
-        MGHError,
-    ) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
     return Volume(array, affine, image.header, path, notes)

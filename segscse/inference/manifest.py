@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segscse.errors import InputError
@@ -17,6 +17,7 @@ FORMAT = "segscse-predictions"
 VERSION = 1
 # A folder of thousands of cases would spend its time writing the manifest after each; a kill loses this much work.
 SECONDS_BETWEEN_WRITES = 2.0
+MAX_BYTES = 2**30  # a million cases; one that is too large would mean that all are predicted again
 
 
 class Manifest:
@@ -119,7 +120,7 @@ def folder_digest(folder: Path) -> str:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return cases and failures of a manifest; none of a missing, damaged or foreign one: all is predicted again."""
     try:
-        content = read_json(path)
+        content = read_json(path, max_bytes=MAX_BYTES)
     except InputError:
         return {}, {}
     if not isinstance(content, Mapping) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
@@ -127,6 +128,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     parts = [content.get(name) for name in ("cases", "failures")]
     cases, failures = (part if isinstance(part, Mapping) else {} for part in parts)
     return (
-        {name: entry for name, entry in cases.items() if isinstance(entry, Mapping)},
+        {name: entry for name, entry in cases.items() if _sound(entry)},
         {name: reason for name, reason in failures.items() if isinstance(reason, str)},
     )
+
+
+def _sound(entry: Any) -> bool:
+    """Return whether an entry has what `add` writes, with names that stay in the folder."""
+    parts = ("inputs", "outputs", "quality")
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(part), Mapping) for part in parts):
+        return False
+    paths = [PurePosixPath(name) for name in entry["outputs"]]
+    inside = all(not path.is_absolute() and ".." not in path.parts for path in paths)
+    return inside and sum(len(path.parts) == 1 for path in paths) == 1 and "look" in entry["quality"]

@@ -11,7 +11,6 @@ import re
 import resource
 import sys
 import weakref
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -21,11 +20,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from segscse.data.geometry import canonical_grid, spacing_of
-from segscse.data.io import NIBABEL_SUFFIXES, as_labels, image_suffix
+from segscse.data.container import MOST_PACKED
+from segscse.data.geometry import affine_problem, canonical_grid, spacing_of
+from segscse.data.io import NIBABEL_SUFFIXES, UNREADABLE, as_labels, image_suffix
 from segscse.data.network_grid import network_shape
 from segscse.data.nifti_header import peek_header
 from segscse.errors import InputError
@@ -113,10 +111,10 @@ def scan_size(files: Sequence[Path]) -> ScanSize | None:
         if header is None:
             return None  # reading it will say why
         sizes, affine, size, scaled = header
-        shape = (*sizes, 1, 1)[:3]
+        shape = (*sizes, 1, 1, 1)[:3]
         # Read, unpacked and as an array at once; scaled voxels come in 64 bits.
         itemsize += (2 * size + (8 if scaled else 0)) * prod(sizes[3:])
-    if shape is None or min(shape) < 1 or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+    if shape is None or min(shape) < 1 or affine_problem(affine):
         return None
     canonical, turned = canonical_grid(shape, affine)
     return ScanSize(canonical, spacing_of(turned), itemsize)
@@ -127,13 +125,15 @@ def _header_of(file: Path) -> tuple[tuple[int, ...], np.ndarray, int, bool] | No
     try:
         if image_suffix(file) in (".mgh", ".mgz"):
             image: Any = nib.load(file)
-            return image.shape, image.affine, image.get_data_dtype().itemsize, False
+            size = image.get_data_dtype().itemsize
+            believable = prod(image.shape) * size <= MOST_PACKED * file.stat().st_size
+            return (image.shape, image.affine, size, False) if believable else None
         if (header := peek_header(file)) is None:
             return None
         scaled = header.get_slope_inter() not in ((None, None), (1.0, 0.0))
         shape = tuple(int(size) for size in header.get_data_shape())
         return shape, header.get_best_affine(), header.get_data_dtype().itemsize, scaled
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError):
+    except UNREADABLE:
         return None
 
 

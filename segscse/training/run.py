@@ -47,6 +47,7 @@ from segscse.training.loggers import GuardedLogger, check_loggers, open_loggers
 from segscse.training.module import SegModule
 from segscse.training.signals import StopRequest
 from segscse.training.tensorboard import ValidationPictures
+from segscse.training.untrusted import refuse_foreign
 from segscse.types import Progress
 
 # What a run leaves before its first checkpoint.
@@ -425,8 +426,10 @@ def _checkpoint(setup: _Setup, console: Console) -> Path | None:
 
 
 def _refuse_other_data(setup: _Setup) -> None:
-    """Refuse to go on with other voxels, another split or another plan than the run was started with."""
+    """Refuse to go on with other voxels, another split or plan than the run was started with, or a strange file."""
     saved = read_json(setup.folder / "run.json")
+    if not isinstance(saved, dict):
+        raise InputError("is no record of a run", file=setup.folder / "run.json", remedy="Start it without --resume")
     names = ("fingerprint", "fold", "training_cases", "validation_cases")
     other = [name for name in names if saved.get(name) != setup.record[name]]
     if not other and load_plan(setup.folder / "plan.json") != setup.planned.plan:
@@ -437,6 +440,7 @@ def _refuse_other_data(setup: _Setup) -> None:
             file=setup.folder,
             remedy="Resume with the data set and the fold that it was started with",
         )
+    refuse_foreign(setup.folder / "checkpoints" / "last.ckpt")
 
 
 def _warn(console: Console, text: str) -> None:
