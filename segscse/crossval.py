@@ -53,9 +53,12 @@ def cross_validate(
     if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         remedy = "Choose another --out, or continue it with --resume"
         raise InputError("already exists and is not empty", file=folder, remedy=remedy)
+    folds = n_folds(open_dataset(dataset, labels).cases, chosen.data.folds)
     runs = [
-        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
-        for fold in range(n_folds(open_dataset(dataset, labels).cases, chosen.data.folds))
+        _finish_fold(
+            dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress, folds - fold
+        )
+        for fold in range(folds)
     ]
     planned = runs[0].planned
     cases = {case.id: case for case in planned.index.cases}
@@ -80,6 +83,7 @@ def _finish_fold(
     resume: bool,
     console: Console | None,
     progress: Progress | None,
+    folds_left: int,
 ) -> Run:
     """Train and validate a fold, as far as that has not been done."""
     started = resume and (folder / "checkpoints" / "last.ckpt").is_file()
@@ -94,6 +98,7 @@ def _finish_fold(
         budget=None if started else budget,
         resume=started,
         console=console,
+        runs=folds_left,
     )
     scored = (folder / "validation" / "summary.json").is_file()
     if (

@@ -8,7 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,12 +31,14 @@ from segscse.files import read_json, write_json
 from segscse.hardware import keep_freed_memory, pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
+from segscse.kernels.warm_up import compiling
 from segscse.nets.build import build_unet, check_attention, network_arguments
 from segscse.nets.dims import network_to_channels_last
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
 from segscse.training.clock import RunClock
 from segscse.training.display import run_html
+from segscse.training.memory import require_room
 from segscse.training.module import SegModule
 from segscse.training.signals import StopRequest
 from segscse.training.tensorboard import ValidationPictures
@@ -90,6 +92,7 @@ def train_run(
     budget: str | None = None,
     resume: bool = False,
     console: Console | None = None,
+    runs: int = 1,
 ) -> Run:
     """Train one fold and leave a run folder.
 
@@ -102,9 +105,10 @@ def train_run(
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
         resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so.
         console: where progress is shown; nowhere if not given.
+        runs: runs like this one that the disk has to hold, such as the folds of a cross-validation.
 
     Raises:
-        InputError: the data set, the configuration or the folder cannot be used.
+        InputError: the data set, the configuration or the folder cannot be used, or memory or disk are too small.
         Interrupted: a signal stopped the run; its folder holds a checkpoint and a usable model.
     """
     console = console or Console(stderr=True, quiet=True)
@@ -117,15 +121,18 @@ def train_run(
     check_attention(config.model)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
-    with _counted(console, "reading the data set") as progress:
-        planned = plan_dataset(dataset, config, labels=labels, progress=progress)
-    for warning in planned.warnings:
-        console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
-    split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
-    setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
-    if resume:
-        _refuse_other_data(setup)
-    keeper = _fit(setup, console, resume=resume)
+    with _kernels_compiling(device, precision):
+        with _counted(console, "reading the data set") as progress:
+            planned = plan_dataset(dataset, config, labels=labels, progress=progress)
+        for item in planned.warnings:
+            _warn(console, f"{item.file or item.case}: {item.problem}")
+        split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
+        setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
+        if resume:
+            _refuse_other_data(setup)
+        for text in require_room(planned, split, config, device, precision, folder, runs=runs):
+            _warn(console, text)
+        keeper = _fit(setup, console, resume=resume)
     dice = keeper.dice if math.isfinite(keeper.dice) else None
     return Run(folder, dice, keeper.clock.step, split, planned)
 
@@ -316,6 +323,17 @@ def _refuse_other_data(setup: _Setup) -> None:
             file=setup.folder,
             remedy="Resume with the data set and the fold that it was started with",
         )
+
+
+def _kernels_compiling(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Compile what a training on this device needs while the data are read."""
+    if device.type != "cpu":
+        return nullcontext()
+    return compiling(torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", highlight=False)
 
 
 @contextmanager
