@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ def peak_bytes() -> int:
         if lines:
             return int(lines[0].split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def size_text(size: float) -> str:
@@ -221,7 +222,7 @@ def _group_memory(folder: Path) -> Memory | None:
         return None
     stat = folder / "memory.stat"
     pairs = (line.split() for line in stat.read_text().splitlines()) if stat.is_file() else ()
-    files = sum(int(value) for name, value in pairs if name in kinds)
+    files = sum(int(pair[1]) for pair in pairs if pair and pair[0] in kinds)
     return Memory(limit, min(limit, max(0, limit - (used or 0) + files)), max(0, swap), "cgroup")
 
 

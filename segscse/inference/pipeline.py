@@ -32,7 +32,7 @@ from segscse.inference.memory import (
     ScanSize,
     estimate,
     fit,
-    resident_bytes,
+    require_room,
     scan_size,
     window_bytes,
     with_estimate,
@@ -40,6 +40,7 @@ from segscse.inference.memory import (
 from segscse.inference.predictor import Segmenter
 from segscse.inference.quality import write_quality
 from segscse.inference.segment import Options, Segmentation, segment
+from segscse.limits import require_disk, resident_bytes
 from segscse.types import Progress
 
 Item = TypeVar("Item")
@@ -117,21 +118,25 @@ def predict_files(
         form: the label maps' format.
         resume: leave cases alone whose inputs, model, settings and outputs are those that `predictions.json` says.
         memory: limit in bytes.
-        say: told the memory estimate before the first case.
+        say: told the memory estimate, and what may not fit, before the first case.
         progress: called with thousandths of cases done, and in all.
 
     Raises:
-        InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`.
+        InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`, or in what
+            memory and disk there are.
         Interrupted: a signal stopped the work; whole files are there, `resume` continues.
     """
     options = options or Options()
     cases = find_inputs(list(inputs), len(model.plan.channels))
     _refuse_overwriting(cases, out)
+    require_disk("the prediction", out, 0, 0, "")  # whether anything can be written there
     a_window = max(window_bytes(member) for member in model.members)
-    outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
-    if outcome.memory is not None and say is not None:
-        say(f"memory: at most about {outcome.memory}")
+    scans = _sizes(cases)
+    outcome = Outcome(memory=_largest(model, cases, scans, options, a_window, memory))
     if outcome.memory is not None:
+        for line in _told(model, cases, scans, options, a_window, outcome.memory, out):
+            if say is not None:
+                say(line)
         options = with_estimate(options, outcome.memory)
     run = _Run(model, cases, out, options, form, resume, memory, a_window, outcome, progress)
     with _stoppable(outcome, out):
@@ -276,14 +281,41 @@ def _key(model: Segmenter, options: Options, form: OutputFormat) -> str:
     return digest([[member.identity for member in model.members], settings, form, __version__])
 
 
-def _largest(
-    model: Segmenter, cases: Mapping[str, Sequence[Path]], options: Options, a_window: int, limit: int | None
-) -> Estimate | None:
-    """Return the estimate of the case that takes most, among those with the largest files."""
+def _sizes(cases: Mapping[str, Sequence[Path]]) -> list[ScanSize]:
+    """Return the sizes of the cases with the largest files, as far as their headers tell."""
     by_size = sorted(cases.values(), key=lambda files: -sum(file.stat().st_size for file in files))
-    scans = [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
+    return [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
+
+
+def _largest(
+    model: Segmenter,
+    cases: Mapping[str, Sequence[Path]],
+    scans: Sequence[ScanSize],
+    options: Options,
+    a_window: int,
+    limit: int | None,
+) -> Estimate | None:
+    """Return the estimate of the case that takes most."""
     found = [_fitted(model, scan, options, a_window, limit, several=len(cases) > 1) for scan in scans]
     return max(found, key=lambda item: (not item.overlapped, -item.batch_size, item.total), default=None)
+
+
+def _told(
+    model: Segmenter,
+    cases: Mapping[str, Sequence[Path]],
+    scans: Sequence[ScanSize],
+    options: Options,
+    a_window: int,
+    found: Estimate,
+    out: Path,
+) -> list[str]:
+    """Return what to say about memory and disk beforehand; refuse what cannot fit."""
+
+    def fitting(limit: int) -> Estimate | None:
+        return _largest(model, cases, scans, options, a_window, limit)
+
+    warnings = require_room(found, scans, model.members, options, out, scratch_from=MAP_BYTES, fitting=fitting)
+    return [f"memory: at most about {found}", *(f"warning: {text}" for text in warnings)]
 
 
 def _fitted(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -41,24 +41,17 @@ def compiling(dtype: torch.dtype) -> Iterator[threading.Thread]:
         thread.join()  # the process must not end in the middle of LLVM
 
 
-def compile_now(dtype: torch.dtype) -> None:
-    """Compile the kernels for maps of a type, or read them from numba's cache."""
-    _compile(dtype, threading.Event())
-
-
 def _compile(dtype: torch.dtype, stop: threading.Event) -> None:
     """Run every kernel once on a map of a few voxels: the types are then those of a training."""
     ones = torch.ones(2, requires_grad=True)
     norm = (ones, ones, 1e-5)
     gate = GateParts(channel=_Stoppable(stop), weight=ones, bias=torch.ones(1, requires_grad=True))
     x = torch.ones((1, 2, 2, 2)).to(dtype).contiguous(memory_format=CHANNELS_LAST[2]).requires_grad_()
-    try:
+    with suppress(Exception):  # stopped, or what the first training step will say
         # moments, activation_sums and then the gate, forward_rows, backward_sums, backward_rows
         y = recalibrate(x, norm=norm, slope=0.01, gate=gate)
         y.register_hook(_Stoppable(stop))
         y.float().sum().backward()
-    except _StoppedError:
-        pass
 
 
 class _StoppedError(Exception):
