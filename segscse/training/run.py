@@ -32,6 +32,7 @@ from segscse.hardware import keep_freed_memory, pick_device, pick_precision, ver
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
 from segscse.kernels.warm_up import compiling
+from segscse.limits import require_disk
 from segscse.nets.build import build_unet, check_attention, network_arguments
 from segscse.nets.dims import network_to_channels_last
 from segscse.training.averaging import EmaWeights
@@ -116,6 +117,7 @@ def train_run(
         config = _resumed_config(folder, config)
     else:
         _refuse_used(folder)
+    require_disk("the run", folder, 0, 0, "")  # whether anything can be written there
     if budget is not None:
         config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
     check_attention(config.model)
