@@ -57,7 +57,8 @@ def cross_validate(
     # How many subjects there are is known once the scans are read: copies of a scan belong to one.
     folds = list(range(n_folds(planned.index.cases, chosen.data.folds)))
     for fold in group.share(folds):
-        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
+        left = len(folds) - fold
+        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress, left)
     group.barrier()
     return group.on_first(lambda: _score(folder, folds, planned))
 
@@ -97,6 +98,7 @@ def _finish_fold(
     resume: bool,
     console: Console | None,
     progress: Progress | None,
+    folds_left: int,
 ) -> Run:
     """Train and validate a fold, as far as that has not been done."""
     started = resume and (folder / "checkpoints" / "last.ckpt").is_file()
@@ -112,6 +114,7 @@ def _finish_fold(
         resume=started,
         cache=folder.parent / "cache",  # every fold has the same cases, apart from which of them it trains on
         console=console,
+        runs=folds_left,
     )
     scored = (folder / "validation" / "summary.json").is_file()
     if (

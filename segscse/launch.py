@@ -67,7 +67,7 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
     # What it logs addresses people who debug it; the processes say themselves what is wrong.
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // devices)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // devices)))
     os.environ |= {"OMP_NUM_THREADS": threads, **_loopback()}
     config = LaunchConfig(
         min_nodes=1,

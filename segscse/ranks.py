@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from segscse.errors import InputError, Interrupted, SegscseError
+from segscse.limits import usable_cores
 
 if TYPE_CHECKING:
     from segscse.watch import Watch
@@ -91,13 +92,6 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
         remedy = "Start equally many on each, such as with --ntasks-per-node"
         raise InputError(f"the machines have different numbers of the {ranks.world} processes", remedy=remedy)
     return ranks
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class OtherRankError(SegscseError):
@@ -255,7 +249,7 @@ def _use_own_cores(ranks: Ranks) -> None:
     import torch
 
     given = int(os.environ.get("SLURM_CPUS_PER_TASK", "0")) if ranks.launcher == "srun" else 0
-    torch.set_num_threads(given or max(1, cores() // ranks.local_world))
+    torch.set_num_threads(given or max(1, usable_cores() // ranks.local_world))
 
 
 def _connect(ranks: Ranks, *, nccl: bool) -> tuple[Watch, Any]:

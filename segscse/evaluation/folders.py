@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from segscse.evaluation.cases import Missing, cases_of, pair_cases
 from segscse.evaluation.columns import in_words
 from segscse.evaluation.metrics import subjects_of
 from segscse.evaluation.report import render_report
+from segscse.evaluation.room import require_room
 from segscse.evaluation.scores import evaluate, summarise
 from segscse.files import write_json, write_text
 from segscse.types import Progress
@@ -61,6 +64,10 @@ def evaluate_folders(
         if folder is not None and not isinstance(folder, Mapping) and not Path(folder).is_dir():
             raise InputError("is not a folder", file=folder, remedy="Check the path")
     images = {} if images_dir is None else cases_of(images_dir)
+    pairs = pair_cases(pred_dir, ref_dir, missing, probabilities_dir)
+    at_a_time = workers or min(4, os.cpu_count() or 1)
+    if (warning := require_room(pairs, out_dir, at_a_time)) is not None:
+        logging.getLogger(__name__).warning(warning)
     table = evaluate(
         pred_dir,
         ref_dir,

@@ -8,8 +8,6 @@ and resampled, the image on the network's grid, the open slab of logits, the net
 from __future__ import annotations
 
 import re
-import resource
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +26,18 @@ from segscse.data.network_grid import network_shape
 from segscse.data.nifti_header import peek_header
 from segscse.errors import InputError
 from segscse.inference.segment import Member, Options, plan_sweeps
+from segscse.limits import require_disk, require_memory, size_text
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Feature maps at the window's full size that are assumed of a network whose tensors cannot be seen.
 OPAQUE_MAPS = 96
 # What allocators and convolutions take beyond the tensors that they return.
 OVERHEAD = 1.25
+# Measured peaks beyond the program's lie above this share of the estimate.
+LEAST = 0.5
+# Best compression of a label map in which hardly anything lies, and a usual one.
+LEAST_PACKED, USUALLY_PACKED = 1000, 20
+DISK_REMEDY = "Free disk space, choose another --out, or predict without --probabilities and --uncertainty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +89,8 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = ("program", "reading", "image", "slab", "activations", "labels")
-        shown = ", ".join(f"{name} {_gigabytes(getattr(self, name))}" for name in parts)
-        return f"{_gigabytes(self.total)} ({shown}; {self.batch_size} windows a batch)"
+        shown = ", ".join(f"{name} {size_text(getattr(self, name))}" for name in parts)
+        return f"{size_text(self.total)} ({shown}; {self.batch_size} windows a batch)"
 
 
 def parse_bytes(text: str) -> int:
@@ -201,23 +205,73 @@ def fit(make: Callable[[int, bool], Estimate], batch_size: int, limit: int | Non
             if limit is None or found.total <= limit:
                 return found
     raise InputError(
-        f"--memory {_gigabytes(limit or 0)} is too little: the smallest that works is {found}",
+        f"--memory {size_text(limit or 0)} is too little: the smallest that works is {found}",
         remedy=f"Give at least --memory {-(-found.total // 10**8) / 10:.1f}GB",
     )
+
+
+def require_room(
+    found: Estimate,
+    scans: Sequence[ScanSize],
+    members: Sequence[Member],
+    options: Options,
+    out: Path,
+    *,
+    scratch_from: int,
+    fitting: Callable[[int], Estimate | None],
+) -> list[str]:
+    """Refuse a prediction that cannot fit into memory, or its files onto the disk, before anything is written.
+
+    Args:
+        found: what the largest case takes.
+        scans: the cases whose size is known.
+        members: the networks.
+        options: of the prediction.
+        out: where the files go.
+        scratch_from: maps of more bytes are drawn in a file beside the outputs.
+        fitting: the estimate with the settings that stay under a limit; raises `InputError` where none do.
+
+    Returns:
+        Warnings about what may not fit.
+
+    Raises:
+        InputError: it cannot fit; the remedy is a setting that makes it fit.
+    """
+
+    def remedy(room: int) -> str:
+        limit = size_text(found.program + room).replace(" ", "")
+        try:
+            fitting(found.program + room)
+        except InputError as error:
+            return f"Free memory: {error.problem.partition(': ')[2]} in all"
+        return f"Give --memory {limit}"
+
+    likely, least = found.total - found.program, LEAST * (found.total - found.program)
+    if all(member.device.type == "cuda" for member in members):  # windows and logits are in the GPU's memory
+        least = LEAST * (found.reading + found.image)
+    label = as_labels(np.array(members[0].plan.label_ids)).itemsize
+    voxels = [prod(scan.shape) for scan in scans]
+    maps = _map_bytes(options, members, max(voxels, default=0))
+    scratch = sum(size for size in maps if size > scratch_from)
+    packed = label * sum(voxels) + sum(sum(_map_bytes(options, members, one)) for one in voxels)
+    warnings = (
+        require_memory("the largest case", least, likely, remedy),
+        require_disk(
+            "the prediction", out, scratch + packed / LEAST_PACKED, 2 * scratch + packed / USUALLY_PACKED, DISK_REMEDY
+        ),
+    )
+    return [warning for warning in warnings if warning is not None]
+
+
+def _map_bytes(options: Options, members: Sequence[Member], voxels: int) -> list[int]:
+    """Return the bytes of each map that is asked for beside the labels, drawn in bytes."""
+    wanted = [voxels * len(members[0].plan.labels)] if options.probabilities else []
+    return wanted + [voxels] * (options.uncertainty * (1 + (len(members) > 1)))
 
 
 def with_estimate(options: Options, found: Estimate) -> Options:
     """Return the options with the batch size of an estimate."""
     return replace(options, batch_size=found.batch_size)
-
-
-def resident_bytes() -> int:
-    """Return the bytes of memory that this process holds now; where the system does not say, at its peak so far."""
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def window_bytes(member: Member) -> int:
@@ -269,7 +323,3 @@ class _LiveBytes:
     def _forget(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self._now -= size
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.0f} MB"

@@ -33,7 +33,7 @@ from segscse.inference.memory import (
     ScanSize,
     estimate,
     fit,
-    resident_bytes,
+    require_room,
     scan_size,
     window_bytes,
     with_estimate,
@@ -42,6 +42,7 @@ from segscse.inference.outcome import Failure, Outcome, together
 from segscse.inference.predictor import Segmenter
 from segscse.inference.quality import write_quality
 from segscse.inference.segment import Options, Segmentation, segment
+from segscse.limits import require_disk, resident_bytes
 from segscse.ranks import ALONE, Group
 from segscse.types import Progress
 
@@ -96,12 +97,13 @@ def predict_files(
         form: the label maps' format.
         resume: leave cases alone whose inputs, model, settings and outputs are those that `predictions.json` says.
         memory: limit in bytes.
-        say: told the memory estimate before the first case.
+        say: told the memory estimate, and what may not fit, before the first case.
         progress: called with thousandths of cases done, and in all.
         group: processes among which the cases are dealt out; `memory` is of each, and the outcome that of all.
 
     Raises:
-        InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`.
+        InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`, or in what
+            memory and disk there are.
         Interrupted: a signal stopped the work; whole files are there, `resume` continues.
     """
     options = options or Options()
@@ -110,6 +112,7 @@ def predict_files(
         def begin() -> Mapping[str, Sequence[Path]]:
             found = find_inputs(list(inputs), len(model.plan.channels))
             _refuse_overwriting(found, out)
+            require_disk("the prediction", out, 0, 0, "")  # whether anything can be written there
             held.enter_context(only_writer(out))
             remove_leftovers(out, *(out / name for name in MAPS))
             merge_parts(out)  # of an earlier job of several processes that was ended
@@ -117,12 +120,14 @@ def predict_files(
 
         cases = group.on_first(begin)
         a_window = max(window_bytes(member) for member in model.members)
+        scans = _sizes(cases)
         warnings = [(name, case_note(other)) for name, other in same_but_case(list(cases))]
-        outcome = Outcome(memory=_largest(model, cases, options, a_window, memory), warnings=warnings)
+        outcome = Outcome(memory=_largest(model, cases, scans, options, a_window, memory), warnings=warnings)
         if outcome.memory is not None:
+            for line in _told(model, cases, scans, options, a_window, outcome.memory, out):
+                if say is not None:
+                    say(line)
             options = with_estimate(options, outcome.memory)
-            if say is not None:
-                say(f"memory: at most about {outcome.memory}")
         part = group.rank if group.world > 1 else None
         run = _Run(model, _dealt(cases, group), out, options, form, resume, memory, a_window, outcome, progress, part)
         with _stoppable(outcome, out):
@@ -290,12 +295,21 @@ def _key(model: Segmenter, options: Options, form: OutputFormat) -> str:
     return digest([[member.identity for member in model.members], settings, form, __version__])
 
 
-def _largest(
-    model: Segmenter, cases: Mapping[str, Sequence[Path]], options: Options, a_window: int, limit: int | None
-) -> Estimate | None:
-    """Return the estimate of the case that takes most, among those with the largest files."""
+def _sizes(cases: Mapping[str, Sequence[Path]]) -> list[ScanSize]:
+    """Return the sizes of the cases with the largest files, as far as their headers tell."""
     by_size = sorted(cases.values(), key=lambda files: -_bytes(files))
-    scans = [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
+    return [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
+
+
+def _largest(
+    model: Segmenter,
+    cases: Mapping[str, Sequence[Path]],
+    scans: Sequence[ScanSize],
+    options: Options,
+    a_window: int,
+    limit: int | None,
+) -> Estimate | None:
+    """Return the estimate of the case that takes most."""
     found = [_fitted(model, scan, options, a_window, limit, several=len(cases) > 1) for scan in scans]
     return max(found, key=lambda item: (not item.overlapped, -item.batch_size, item.total), default=None)
 
@@ -305,6 +319,24 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError:  # reading it will say why
         return 0
+
+
+def _told(
+    model: Segmenter,
+    cases: Mapping[str, Sequence[Path]],
+    scans: Sequence[ScanSize],
+    options: Options,
+    a_window: int,
+    found: Estimate,
+    out: Path,
+) -> list[str]:
+    """Return what to say about memory and disk beforehand; refuse what cannot fit."""
+
+    def fitting(limit: int) -> Estimate | None:
+        return _largest(model, cases, scans, options, a_window, limit)
+
+    warnings = require_room(found, scans, model.members, options, out, scratch_from=MAP_BYTES, fitting=fitting)
+    return [f"memory: at most about {found}", *(f"warning: {text}" for text in warnings)]
 
 
 def _fitted(
