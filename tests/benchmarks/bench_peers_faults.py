@@ -129,7 +129,8 @@ def write_faults(work: Path) -> list[dict[str, Any]]:
         folder = work / f"{number:03d}"
         ended, stand = attempt(fault, "check", folder, {})
         report = json.loads((ended.out / "found.json").read_text()) if (ended.out / "found.json").is_file() else {}
-        said = [f"{item['case']} {item['file']}: {item['problem']}" for item in report.get("findings", [])]
+        found = [item for item in report.get("findings", []) if item["level"] in ("error", "warning")]
+        said = [f"{item['case']} {item['file']}: {item['problem']}" for item in found]
         said = said or ended.errors + ended.warnings
         named = not fault.names or any(fault.names in line for line in said)
         outcome = {0: "warning" if said and named else "silent", 2: "named error" if named else "other exception"}
