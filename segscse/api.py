@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from segscse.data.prepare import plan_dataset
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
 from segscse.evaluation.tables import load_provenance
+from segscse.files import write_json
 from segscse.inference.predictor import load
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
@@ -86,7 +88,8 @@ def config_of(config: str | Path | ExperimentConfig | None) -> ExperimentConfig:
 def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = None) -> dict[str, Any]:
     """Segment a run's validation cases on their own grids and score them into `<run>/validation`.
 
-    The exported model is the best of the run's validations on these same cases, so the score is a little optimistic.
+    `seconds.json` there says how long each case took, from its file to the label map. With `train.patience` the model
+    is the best of the run's validations on these same cases, so that its score is a little optimistic.
 
     Args:
         run: a finished run.
@@ -103,12 +106,16 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
     cases = {case.id: case for case in run.planned.index.cases if case.id in held_out}
     folder = run.folder / "validation"
     predictor = load(run.folder, device=device)
-    predictions = {}
+    predictions, seconds = {}, {}
     for done, case in enumerate(cases.values(), start=1):
         predictions[case.id] = folder / "predictions" / f"{case.id}.nii.gz"
-        predictor.predict(case.images).save(predictions[case.id])
+        start = perf_counter()
+        segmentation = predictor.predict(case.images)
+        seconds[case.id] = round(perf_counter() - start, 4)
+        segmentation.save(predictions[case.id])
         if progress is not None:
             progress(done, len(cases))
+    write_json(folder / "seconds.json", seconds)
     references = {case.id: case.label for case in cases.values() if case.label is not None}
     subjects = {case.id: case.subject for case in cases.values()}
     table = evaluate_folders(

@@ -50,11 +50,10 @@ def cross_validate(
         Interrupted: a signal stopped the work; continue it with `resume=True`.
     """
     folder, chosen = Path(out), config_of(config)
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        remedy = "Choose another --out, or continue it with --resume"
-        raise InputError("already exists and is not empty", file=folder, remedy=remedy)
+    if not resume:
+        refuse_used(folder)
     runs = [
-        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
+        finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
         for fold in range(n_folds(open_dataset(dataset, labels).cases, chosen.data.folds))
     ]
     planned = runs[0].planned
@@ -70,7 +69,18 @@ def cross_validate(
     return summarise(table)
 
 
-def _finish_fold(
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises:
+        InputError: it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        remedy = "Choose another --out, or continue it with --resume"
+        raise InputError("already exists and is not empty", file=folder, remedy=remedy)
+
+
+def finish_fold(
     dataset: str | Path,
     folder: Path,
     config: ExperimentConfig,
@@ -81,7 +91,12 @@ def _finish_fold(
     console: Console | None,
     progress: Progress | None,
 ) -> Run:
-    """Train and validate a fold, as far as that has not been done."""
+    """Train and validate a fold, as far as that has not been done; the arguments are those of `cross_validate`.
+
+    Raises:
+        InputError: something given cannot be used.
+        Interrupted: a signal stopped the training.
+    """
     started = resume and (folder / "checkpoints" / "last.ckpt").is_file()
     before = _steps(folder) if started else None
     # A fold that was started knows its length; giving it again would make a longer run of a finished one.
