@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -50,6 +51,11 @@ class _Study:
         """The pairs of seed and fold, in order: all folds of the first seed, then those of the next."""
         first = self.config.train.seed
         return [(seed, fold) for seed in range(first, first + self.seeds) for fold in self.folds]
+
+    @property
+    def runs(self) -> list[tuple[str, int, int]]:
+        """Variant, seed and fold of every run, in order."""
+        return [(variant, *round_) for round_ in self.rounds for variant in self.attention]
 
     @property
     def length(self) -> str:
@@ -141,20 +147,30 @@ def ablate(
     _check_data(study, planned, saved)
     footprints = {name: measure_footprint(planned.plan, study.config_of(name)) for name in study.attention}
     write_json(study.folder / "settings.json", study.to_json(planned.fingerprint.content))
-    for finished, (seed, fold) in enumerate(study.rounds, start=1):
-        for place, variant in enumerate(study.attention, start=1 + (finished - 1) * len(study.attention)):
-            what = f"run {place} of {len(study.rounds) * len(study.attention)}: {variant}, seed {seed}, fold {fold}"
-            folder = study.run_folder(variant, seed, fold)
-            if (folder / "outcome.json").is_file():
-                console.print(f"{what}, finished before", highlight=False)
-                continue
-            console.print(what, highlight=False)
-            with _stopped_in(what, study.folder):
-                chosen = study.config_of(variant, seed)
-                run = finish_fold(dataset, folder, chosen, labels, fold, None, resume, console, progress)
-            _record(run, planned)
-        ablation = _write(study, planned, study.rounds[:finished], footprints)
+    finish = partial(
+        finish_fold, dataset, labels=labels, budget=None, resume=resume, console=console, progress=progress
+    )
+    for number in range(1, 1 + len(study.runs)):
+        _finish_run(study, number, planned, finish, console)
+        if number % len(study.attention) == 0:
+            ablation = _write(study, planned, study.rounds[: number // len(study.attention)], footprints)
     return ablation
+
+
+def _finish_run(
+    study: _Study, number: int, planned: PlannedDataset, finish: Callable[..., Run], console: Console
+) -> None:
+    """Do the n-th run, as far as that has not been done, and leave its `outcome.json`."""
+    variant, seed, fold = study.runs[number - 1]
+    what = f"run {number} of {len(study.runs)}: {variant}, seed {seed}, fold {fold}"
+    folder = study.run_folder(variant, seed, fold)
+    if (folder / "outcome.json").is_file():
+        console.print(f"{what}, finished before", highlight=False)
+        return
+    console.print(what, highlight=False)
+    with _stopped_in(what, study.folder):
+        run = finish(folder=folder, config=study.config_of(variant, seed), fold=fold)
+    _record(run, planned)
 
 
 def _started(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from segscse.config import ExperimentConfig, load_config
 from segscse.data.plan import Plan
 from segscse.data.prepare import plan_dataset
 from segscse.evaluation.folders import evaluate_folders
-from segscse.evaluation.scores import summarise
 from segscse.evaluation.tables import load_provenance
 from segscse.files import write_json
 from segscse.inference.predictor import load
@@ -118,7 +117,7 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
     write_json(folder / "seconds.json", seconds)
     references = {case.id: case.label for case in cases.values() if case.label is not None}
     subjects = {case.id: case.subject for case in cases.values()}
-    table = evaluate_folders(
+    return evaluate_folders(
         predictions,
         references,
         folder,
@@ -127,5 +126,4 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
         labels=predictor.plan.label_ids,
         subjects=subjects if len(set(subjects.values())) < len(subjects) else None,
         provenance=load_provenance(run.folder),
-    )
-    return summarise(table)
+    ).summary

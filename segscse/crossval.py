@@ -13,7 +13,6 @@ from segscse.data.index import open_dataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
-from segscse.evaluation.scores import summarise
 from segscse.files import read_json
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
@@ -58,15 +57,14 @@ def cross_validate(
     ]
     planned = runs[0].planned
     cases = {case.id: case for case in planned.index.cases}
-    table = evaluate_folders(
+    return evaluate_folders(
         {name: _prediction(run.folder, name) for run in runs for name in run.split.validation},
         {name: case.label for name, case in cases.items() if case.label is not None},
         folder / "evaluation",
         {name: case.images[0] for name, case in cases.items()},
         names=dict(planned.plan.labels),
         labels=planned.plan.label_ids,
-    )
-    return summarise(table)
+    ).summary
 
 
 def refuse_used(folder: Path) -> None:

@@ -37,9 +37,9 @@ def study(dataset, tmp_path_factory):  # noqa: F811
         if seen["steps"][0] == 2 * STEPS + 2 and not part:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def noted(data, folder, *given):
+    def noted(data, *, folder, **given):
         seen["runs"].append(folder.relative_to(out).as_posix())
-        return finish_fold(data, folder, *given)
+        return finish_fold(data, folder, **given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunClock, "finish_step", counted)
@@ -138,7 +138,7 @@ def test_compare_takes_the_variants_tables(study):
 def test_the_command_resumes_a_finished_one_without_training(study, dataset, tmp_path, capsys, monkeypatch):  # noqa: F811
     ablation, _ = study
     shutil.copytree(ablation.folder, tmp_path / "out")
-    monkeypatch.setattr(ablation_module, "finish_fold", lambda *given: pytest.fail("trained"))
+    monkeypatch.setattr(ablation_module, "finish_fold", lambda *given, **named: pytest.fail("trained"))
     assert run(["ablate", str(dataset), "--out", str(tmp_path / "out"), "--resume"]) == 0
     shown = capsys.readouterr()
     assert str(ablation).splitlines()[1:] == shown.out.splitlines()[1 : len(str(ablation).splitlines())]
@@ -193,9 +193,9 @@ def test_a_data_set_that_changes_meanwhile_stops_it(make_dataset, tmp_path, monk
     data = make_dataset()
     finish_fold = ablation_module.finish_fold
 
-    def tampered(dataset, *given):  # noqa: F811
+    def tampered(source, **given):
         shutil.copy(data / "imagesTr" / "case_0.nii.gz", data / "imagesTr" / "case_1.nii.gz")
-        return finish_fold(dataset, *given)
+        return finish_fold(source, **given)
 
     monkeypatch.setattr(ablation_module, "finish_fold", tampered)
     with pytest.raises(InputError, match="the data set has changed"):

@@ -48,13 +48,12 @@ def evaluate(
         viewer: Embed a viewer and the worst, median and best case in the report.
     """
     from segscse.evaluation.folders import evaluate_folders
-    from segscse.evaluation.scores import summarise
     from segscse.evaluation.tables import load_provenance, load_subjects
 
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, got {workers}")
     with show_bar(make_console(), "scoring") as progress:
-        table = evaluate_folders(
+        scored = evaluate_folders(
             pred,
             ref,
             out,
@@ -70,7 +69,7 @@ def evaluate(
             viewer=viewer,
             progress=progress,
         )
-    say_scores(summarise(table), out)
+    say_scores(scored.summary, out)
 
 
 def compare(

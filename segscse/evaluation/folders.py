@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from segscse.errors import InputError
-from segscse.evaluation.cases import Missing, cases_of, pair_cases
+from segscse.evaluation.cases import CasePair, Missing, cases_of, pair_cases
 from segscse.evaluation.columns import in_words
 from segscse.evaluation.metrics import subjects_of
 from segscse.evaluation.report import render_report
 from segscse.evaluation.scores import evaluate, summarise
+from segscse.evaluation.statistics import describe
 from segscse.files import write_json, write_text
 from segscse.types import Progress
+
+
+class Evaluation(NamedTuple):
+    """What was scored.
+
+    Attributes:
+        table: a row per case and label, as `cases.csv` holds it.
+        summary: as `summary.json` holds it.
+    """
+
+    table: pd.DataFrame
+    summary: dict[str, Any]
 
 
 def evaluate_folders(
@@ -34,7 +47,7 @@ def evaluate_folders(
     subjects: Mapping[str, str] | None = None,
     provenance: Mapping[str, Any] | None = None,
     viewer: bool = True,
-) -> pd.DataFrame:
+) -> Evaluation:
     """Score a folder of predictions; write `cases.csv`, `summary.json`, `conventions.txt` and `report.html`.
 
     Args:
@@ -42,13 +55,8 @@ def evaluate_folders(
         ref_dir: references, likewise.
         out_dir: where the four files go; made when absent.
         images_dir: images to show under the overlays of the report, likewise (`_0000` may follow the name).
-        missing: as in `evaluate`.
-        names: as in `evaluate`.
-        labels: as in `evaluate`.
-        nsd_tolerance_mm: as in `evaluate`.
+        missing, names, labels, nsd_tolerance_mm, workers, progress: as in `evaluate`.
         probabilities_dir: probabilities of the predictions, likewise; adds the columns `ece` and `brier`.
-        workers: as in `evaluate`.
-        progress: as in `evaluate`.
         subjects: the subject of every case, where subjects have several; goes into the column `subject`, and intervals
             are drawn over subjects.
         provenance: how the predictions came about, for the report.
@@ -57,9 +65,7 @@ def evaluate_folders(
     Raises:
         InputError: as `evaluate`; nothing is written then, because a mean over part of the cases misleads.
     """
-    for folder in (pred_dir, ref_dir, probabilities_dir):
-        if folder is not None and not isinstance(folder, Mapping) and not Path(folder).is_dir():
-            raise InputError("is not a folder", file=folder, remedy="Check the path")
+    _require_folders(pred_dir, ref_dir, probabilities_dir)
     images = {} if images_dir is None else cases_of(images_dir)
     table = evaluate(
         pred_dir,
@@ -75,11 +81,42 @@ def evaluate_folders(
     known = subjects_of(table, subjects)
     if known is not None:
         table.insert(1, "subject", table["case"].astype(str).map(known))
-    summary = summarise(table)
+    return write_evaluation(
+        table,
+        out_dir,
+        pairs=pair_cases(pred_dir, ref_dir, missing),
+        images=images,
+        provenance=provenance,
+        viewer=viewer,
+    )
+
+
+def write_evaluation(
+    table: pd.DataFrame,
+    out_dir: str | Path,
+    *,
+    pairs: Sequence[CasePair] = (),
+    images: Mapping[str, Path] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    viewer: bool = True,
+) -> Evaluation:
+    """Summarise the table of `evaluate`, and write `cases.csv`, `summary.json`, `conventions.txt` and `report.html`.
+
+    Args:
+        table: as `evaluate` returns it; may have a column `subject`.
+        out_dir: where the four files go; made when absent.
+        pairs: as in `render_report`.
+        images: as in `render_report`.
+        provenance: as in `render_report`.
+        viewer: as in `render_report`.
+    """
+    described = describe(table)
+    summary = summarise(table, described)
     report = render_report(
         table,
         summary=summary,
-        pairs=pair_cases(pred_dir, ref_dir, missing),
+        described=described,
+        pairs=pairs,
         images=images,
         provenance=provenance,
         viewer=viewer,
@@ -89,4 +126,15 @@ def evaluate_folders(
     write_json(out / "summary.json", summary)
     write_text(out / "conventions.txt", in_words(list(table.columns), table.attrs["nsd_tolerance_mm"]))
     write_text(out / "report.html", report)
-    return table
+    return Evaluation(table, summary)
+
+
+def _require_folders(*sources: str | Path | Mapping[str, Path] | None) -> None:
+    """Refuse what is neither a folder nor a mapping from case to file.
+
+    Raises:
+        InputError: naming it.
+    """
+    for source in sources:
+        if source is not None and not isinstance(source, Mapping) and not Path(source).is_dir():
+            raise InputError("is not a folder", file=source, remedy="Check the path")
