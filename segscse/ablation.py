@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segscse.api import config_of
+from segscse.api import config_of, subjects_of_cases
 from segscse.config import ExperimentConfig, load_config, to_builtin
 from segscse.crossval import finish_fold, refuse_used
 from segscse.data.prepare import PlannedDataset, plan_dataset
@@ -311,9 +311,7 @@ def _write(
         name: [(seed, load_table(study.run_folder(name, seed, fold) / "validation", name)) for seed, fold in rounds]
         for name in study.attention
     }
-    subjects = {case.id: case.subject for case in planned.index.cases}
-    several = len(set(subjects.values())) < len(subjects)
-    variants, comparison, tables = score_variants(runs, costs, subjects if several else None)
+    variants, comparison, tables = score_variants(runs, costs, subjects_of_cases(planned.index.cases))
     for name, table in tables.items():
         write_text(study.folder / name / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
     ablation = Ablation(

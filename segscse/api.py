@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from segscse.config import ExperimentConfig, load_config
+from segscse.data.index import Case
 from segscse.data.plan import Plan
 from segscse.data.prepare import plan_dataset
 from segscse.evaluation.folders import evaluate_folders
@@ -116,7 +118,6 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
             progress(done, len(cases))
     write_json(folder / "seconds.json", seconds)
     references = {case.id: case.label for case in cases.values() if case.label is not None}
-    subjects = {case.id: case.subject for case in cases.values()}
     return evaluate_folders(
         predictions,
         references,
@@ -124,6 +125,12 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
         {case.id: case.images[0] for case in cases.values()},
         names=dict(predictor.plan.labels),
         labels=predictor.plan.label_ids,
-        subjects=subjects if len(set(subjects.values())) < len(subjects) else None,
+        subjects=subjects_of_cases(cases.values()),
         provenance=load_provenance(run.folder),
     ).summary
+
+
+def subjects_of_cases(cases: Iterable[Case]) -> dict[str, str] | None:
+    """Return the subject of every case by its id; None where every case is a subject of its own."""
+    subjects = {case.id: case.subject for case in cases}
+    return subjects if len(set(subjects.values())) < len(subjects) else None

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from segscse.api import config_of, validate_run
+from segscse.api import config_of, subjects_of_cases, validate_run
 from segscse.config import ExperimentConfig
 from segscse.data.index import open_dataset
 from segscse.data.split import n_folds
@@ -64,6 +64,7 @@ def cross_validate(
         {name: case.images[0] for name, case in cases.items()},
         names=dict(planned.plan.labels),
         labels=planned.plan.label_ids,
+        subjects=subjects_of_cases(cases.values()),
     ).summary
 
 

@@ -14,7 +14,7 @@ from segscse import ablation as ablation_module
 from segscse.ablation import ablate, step_ms
 from segscse.cli import run
 from segscse.errors import InputError, Interrupted
-from segscse.files import read_json
+from segscse.files import read_json, write_json
 from segscse.nets.build import build_unet
 from segscse.training.clock import RunClock
 
@@ -24,7 +24,18 @@ ORDER = ["none/seed0_fold0", "scse/seed0_fold0", "none/seed0_fold1", "scse/seed0
 
 
 @pytest.fixture(scope="module")
-def study(dataset, tmp_path_factory):  # noqa: F811
+def data(tmp_path_factory):
+    """Return a data set of three subjects with two cases each, so that every fold of three holds one."""
+    folder = write_dataset(tmp_path_factory.mktemp("data") / "tiny_subjects")
+    described = read_json(folder / "dataset.json")
+    for place, entry in enumerate(described["training"]):
+        entry["subject"] = f"s{place // 2}"
+    write_json(folder / "dataset.json", described)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(data, tmp_path_factory):
     """Return an ablation stopped by Ctrl-C in its third run and continued, and what was seen of both parts."""
     out = tmp_path_factory.mktemp("study") / "out"
     seen = {"runs": [], "steps": [0, 0]}
@@ -37,20 +48,20 @@ def study(dataset, tmp_path_factory):  # noqa: F811
         if seen["steps"][0] == 2 * STEPS + 2 and not part:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def noted(data, *, folder, **given):
+    def noted(source, *, folder, **given):
         seen["runs"].append(folder.relative_to(out).as_posix())
-        return finish_fold(data, folder, **given)
+        return finish_fold(source, folder, **given)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunClock, "finish_step", counted)
         patch.setattr(ablation_module, "finish_fold", noted)
         with pytest.raises(Interrupted) as stop:
-            ablate(dataset, out=out, attention=["none", "scse"], folds=[0, 1], steps=STEPS, config=CONFIG)
+            ablate(data, out=out, attention=["none", "scse"], folds=[0, 1], steps=STEPS, config=CONFIG)
         seen["stop"] = stop.value
         seen["half"] = read_json(out / "ablation.json")
         seen["model"] = (out / ORDER[0] / "model" / "model.safetensors").stat().st_mtime_ns
         seen["runs"].append("")
-        return ablate(dataset, out=out, resume=True), seen
+        return ablate(data, out=out, resume=True), seen
 
 
 def test_public_name():
@@ -129,26 +140,34 @@ def test_costs_are_those_of_the_network_and_its_runs(study):
     assert ablation.variants[1].cost.parameters > ablation.variants[0].cost.parameters
 
 
+def test_subjects_are_the_units_of_intervals_and_tests(study):
+    ablation, _ = study
+    assert (ablation.comparison.overall.n, ablation.comparison.overall.n_units) == (4, 2)
+    table = pd.read_csv(ablation.folder / "scse" / "cases.csv").drop_duplicates("case")
+    assert dict(zip(table["case"], table["subject"], strict=True)).keys() == set(table["case"])
+    assert table.groupby("subject")["case"].count().tolist() == [2, 2]
+
+
 def test_compare_takes_the_variants_tables(study):
     ablation, _ = study
     found = segscse.compare(ablation.folder / "none", ablation.folder / "scse", metric="nsd")
     assert found.overall.n == 4
 
 
-def test_the_command_resumes_a_finished_one_without_training(study, dataset, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_the_command_resumes_a_finished_one_without_training(study, data, tmp_path, capsys, monkeypatch):
     ablation, _ = study
     shutil.copytree(ablation.folder, tmp_path / "out")
     monkeypatch.setattr(ablation_module, "finish_fold", lambda *given, **named: pytest.fail("trained"))
-    assert run(["ablate", str(dataset), "--out", str(tmp_path / "out"), "--resume"]) == 0
+    assert run(["ablate", str(data), "--out", str(tmp_path / "out"), "--resume"]) == 0
     shown = capsys.readouterr()
     assert str(ablation).splitlines()[1:] == shown.out.splitlines()[1 : len(str(ablation).splitlines())]
     assert "run 4 of 4: scse, seed 0, fold 1, finished before" in shown.err
-    assert run(["ablate", str(dataset), "--out", str(tmp_path / "out"), "--resume", "--steps", "4"]) == 0
+    assert run(["ablate", str(data), "--out", str(tmp_path / "out"), "--resume", "--steps", "4"]) == 0
     for flags, message in (
         (["--steps", "5"], "was started with another configuration or length"),
         (["--model.base-features", "8"], "was started with another configuration or length"),
     ):
-        assert run(["ablate", str(dataset), "--out", str(tmp_path / "out"), "--resume", *flags]) == 2
+        assert run(["ablate", str(data), "--out", str(tmp_path / "out"), "--resume", *flags]) == 2
         assert message in capsys.readouterr().err
 
 

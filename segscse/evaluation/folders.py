@@ -55,8 +55,13 @@ def evaluate_folders(
         ref_dir: references, likewise.
         out_dir: where the four files go; made when absent.
         images_dir: images to show under the overlays of the report, likewise (`_0000` may follow the name).
-        missing, names, labels, nsd_tolerance_mm, workers, progress: as in `evaluate`.
+        missing: as in `evaluate`.
+        names: as in `evaluate`.
+        labels: as in `evaluate`.
+        nsd_tolerance_mm: as in `evaluate`.
         probabilities_dir: probabilities of the predictions, likewise; adds the columns `ece` and `brier`.
+        workers: as in `evaluate`.
+        progress: as in `evaluate`.
         subjects: the subject of every case, where subjects have several; goes into the column `subject`, and intervals
             are drawn over subjects.
         provenance: how the predictions came about, for the report.
