@@ -17,6 +17,7 @@ from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.tables import load_provenance
 from segscse.files import write_json
 from segscse.inference.predictor import load
+from segscse.ranks import ALONE, Group
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
 
@@ -49,6 +50,7 @@ def train(
     budget: str | None = None,
     fold: int | None = 0,
     resume: bool = False,
+    group: Group = ALONE,
 ) -> Run:
     """Train one fold, segment and score its validation cases into `<out>/validation`, and return the run.
 
@@ -60,6 +62,8 @@ def train(
         budget: time such as `20m`; wins over the configuration's.
         fold: cross-validation fold, or None to train on every case.
         resume: continue an interrupted run.
+        group: the processes that share the run, of a script that torchrun or `srun` started; see
+            `segscse.ranks.joined`.
 
     Raises:
         InputError: something given cannot be used.
@@ -75,9 +79,10 @@ def train(
         budget=budget,
         resume=resume,
         console=Console(stderr=True),
+        group=group,
     )
     if run.split.validation:
-        validate_run(run, device=chosen.train.device)
+        validate_run(run, device=chosen.train.device, group=group)
     return run
 
 
@@ -86,7 +91,9 @@ def config_of(config: str | Path | ExperimentConfig | None) -> ExperimentConfig:
     return config if isinstance(config, ExperimentConfig) else load_config(*([config] if config is not None else []))
 
 
-def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = None) -> dict[str, Any]:
+def validate_run(
+    run: Run, *, device: str = "auto", progress: Progress | None = None, group: Group = ALONE
+) -> dict[str, Any]:
     """Segment a run's validation cases on their own grids and score them into `<run>/validation`.
 
     `seconds.json` there says how long each case took, from its file to the label map. With `train.patience` the model
@@ -96,6 +103,7 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
         run: a finished run.
         device: where to predict.
         progress: called with the number of cases done and their total.
+        group: the processes that share the cases; the first scores them all.
 
     Returns:
         The summary that `summary.json` holds.
@@ -107,24 +115,33 @@ def validate_run(run: Run, *, device: str = "auto", progress: Progress | None = 
     cases = {case.id: case for case in run.planned.index.cases if case.id in held_out}
     folder = run.folder / "validation"
     predictor = load(run.folder, device=device)
-    predictions, seconds = {}, {}
-    for done, case in enumerate(cases.values(), start=1):
-        predictions[case.id] = folder / "predictions" / f"{case.id}.nii.gz"
+    predictions = {name: folder / "predictions" / f"{name}.nii.gz" for name in cases}
+    mine, seconds = group.share(list(cases)), {}
+    for done, name in enumerate(mine, start=1):
         start = perf_counter()
-        segmentation = predictor.predict(case.images)
-        seconds[case.id] = round(perf_counter() - start, 4)
-        segmentation.save(predictions[case.id])
+        segmentation = predictor.predict(cases[name].images)
+        seconds[name] = round(perf_counter() - start, 4)
+        segmentation.save(predictions[name])
         if progress is not None:
-            progress(done, len(cases))
-    write_json(folder / "seconds.json", seconds)
+            progress(done, len(mine))
+    every = {name: value for part in group.gather(seconds) for name, value in part.items()}
+    return group.on_first(lambda: _score(run, folder, predictions, predictor.plan, every))
+
+
+def _score(
+    run: Run, folder: Path, predictions: dict[str, Path], plan: Plan, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Score segmented validation cases into a folder."""
+    cases = {case.id: case for case in run.planned.index.cases if case.id in predictions}
+    write_json(folder / "seconds.json", {name: seconds[name] for name in cases})
     references = {case.id: case.label for case in cases.values() if case.label is not None}
     return evaluate_folders(
         predictions,
         references,
         folder,
         {case.id: case.images[0] for case in cases.values()},
-        names=dict(predictor.plan.labels),
-        labels=predictor.plan.label_ids,
+        names=dict(plan.labels),
+        labels=plan.label_ids,
         subjects=subjects_of_cases(cases.values()),
         provenance=load_provenance(run.folder),
     ).summary

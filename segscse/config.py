@@ -177,6 +177,8 @@ class TrainConfig:
     """Seed of the weights, the sampling and the augmentation."""
     checkpoint_every: str = "5m"
     """A resumable checkpoint is written at least this often."""
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Who gets the curves, the settings and example pictures, beside metrics.csv; kept in the run folder, offline."""
 
     def __post_init__(self) -> None:
         parse_duration(self.budget, "train.budget")
@@ -185,6 +187,7 @@ class TrainConfig:
         _require(0 <= self.seed < 2**31, "train.seed", self.seed, "between 0 and 2**31 - 1")
         _require(self.validations >= 1, "train.validations", self.validations, ">= 1")
         _require(self.patience is None or self.patience >= 1, "train.patience", self.patience, ">= 1")
+        _require(len(set(self.loggers)) == len(self.loggers), "train.loggers", self.loggers, "different names")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,13 @@ from rich.console import Console
 from segscse.api import config_of, subjects_of_cases, validate_run
 from segscse.config import ExperimentConfig
 from segscse.data.index import open_dataset
+from segscse.data.prepare import PlannedDataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
 from segscse.files import read_json
+from segscse.ranks import ALONE, Group
+from segscse.training.checkpoints import has_checkpoint
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
 
@@ -28,6 +31,7 @@ def cross_validate(
     resume: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Train every fold into `<out>/fold<k>` and score all cases into `<out>/evaluation`.
 
@@ -40,6 +44,7 @@ def cross_validate(
         resume: keep the folds in `out` that are finished, go on with the one that was interrupted, then the others.
         console: where progress is shown; nowhere if not given.
         progress: called with the number of validation cases that are segmented in a fold, and their total.
+        group: processes among which the folds are dealt out, each trained by one of them; the first scores them all.
 
     Returns:
         The summary of the evaluation.
@@ -49,16 +54,30 @@ def cross_validate(
         Interrupted: a signal stopped the work; continue it with `resume=True`.
     """
     folder, chosen = Path(out), config_of(config)
-    if not resume:
-        refuse_used(folder)
+    folds = group.on_first(lambda: _folds(dataset, folder, labels, chosen, resume=resume))
     runs = [
         finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
-        for fold in range(n_folds(open_dataset(dataset, labels).cases, chosen.data.folds))
+        for fold in group.share(folds)
     ]
-    planned = runs[0].planned
+    group.barrier()
+    return group.on_first(lambda: _score(folder, folds, runs[0].planned))
+
+
+def _folds(
+    dataset: str | Path, folder: Path, labels: str | Path | None, config: ExperimentConfig, *, resume: bool
+) -> list[int]:
+    """Return the numbers of the folds of a cross-validation that may begin or go on in `folder`."""
+    if not resume:
+        refuse_used(folder)
+    return list(range(n_folds(open_dataset(dataset, labels).cases, config.data.folds)))
+
+
+def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str, Any]:
+    """Score all cases, each segmented by the fold that has not seen it."""
     cases = {case.id: case for case in planned.index.cases}
+    places = [folder / f"fold{fold}" for fold in folds]
     return evaluate_folders(
-        {name: _prediction(run.folder, name) for run in runs for name in run.split.validation},
+        {name: _prediction(place, name) for place in places for name in _validated(place)},
         {name: case.label for name, case in cases.items() if case.label is not None},
         folder / "evaluation",
         {name: case.images[0] for name, case in cases.items()},
@@ -96,7 +115,7 @@ def finish_fold(
         InputError: something given cannot be used.
         Interrupted: a signal stopped the training.
     """
-    started = resume and (folder / "checkpoints" / "last.ckpt").is_file()
+    started = resume and has_checkpoint(folder)
     before = _steps(folder) if started else None
     # A fold that was started knows its length; giving it again would make a longer run of a finished one.
     run = train_run(
@@ -117,6 +136,11 @@ def finish_fold(
     ):
         validate_run(run, device=config.train.device, progress=progress)
     return run
+
+
+def _validated(folder: Path) -> list[str]:
+    """Return the validation cases of a fold."""
+    return read_json(folder / "run.json")["validation_cases"]
 
 
 def _steps(folder: Path) -> int | None:

@@ -17,6 +17,7 @@ from segscse.cli.models import demo, export, predict, train
 from segscse.cli.scores import ablate, compare, evaluate
 from segscse.config import load_config, one_line, read_yaml
 from segscse.errors import Interrupted, SegscseError
+from segscse.ranks import ManyProcesses, OtherRankError, launch, read_ranks
 
 
 def main() -> None:
@@ -29,17 +30,20 @@ def run(arguments: list[str]) -> int:
 
     `--debug` anywhere shows the traceback, too.
     """
-    debug = "--debug" in arguments
+    debug, given = "--debug" in arguments, arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except ManyProcesses as request:
+        return launch(request.devices, given)
     except (SegscseError, cyclopts.CycloptsError) as error:
         if debug:
             traceback.print_exc()
-        sys.stderr.write(f"segscse: {one_line(error)}\n")
+        _say_error(error)
         return 128 + error.signum if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
-        sys.stderr.write("segscse: stopped\n")
+        if read_ranks().rank == 0:
+            sys.stderr.write("segscse: stopped\n")
         return 130
     except Exception as error:
         if debug:
@@ -47,6 +51,15 @@ def run(arguments: list[str]) -> int:
         sys.stderr.write(f"segscse: internal error: {type(error).__name__}: {one_line(error)} (see --debug)\n")
         return 1
     return int(code or 0)
+
+
+def _say_error(error: Exception) -> None:
+    """Write an error in one line; of several processes one does, and says which when it is not the first."""
+    ranks = read_ranks()
+    if getattr(error, "told", False) or (ranks.rank > 0 and isinstance(error, Interrupted)):
+        return
+    who = "" if ranks.rank == 0 or isinstance(error, OtherRankError) else f"process {ranks.rank} of {ranks.world}: "
+    sys.stderr.write(f"segscse: {who}{one_line(error)}\n")
 
 
 def _read_config_files(app_: cyclopts.App, commands: tuple[str, ...], arguments: Any) -> None:

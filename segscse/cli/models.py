@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from segscse.cli.flags import read_engine, read_fold
-from segscse.cli.options import Configs, Device, Engine, ExportEngine, Labels
+from segscse.cli.options import Configs, Device, Devices, Engine, ExportEngine, Labels, Nodes
 from segscse.cli.terminal import make_console, say, say_outcome, say_scores, show_bar
 from segscse.config import ExperimentConfig, FlatConfig
+from segscse.ranks import Ranks, joined, require_processes
 
 
 def train(
@@ -21,6 +22,8 @@ def train(
     budget: str | None = None,
     resume: bool = False,
     labels: Labels = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
     config: Configs = None,
     experiment: FlatConfig = ExperimentConfig(),  # noqa: B008, frozen
 ) -> None:
@@ -33,45 +36,86 @@ def train(
         budget: Time for training, such as 90s, 20m or 2h; wins over train.budget and train.max_steps.
         resume: Continue the run in --out.
         labels: Folder of label maps that pair with the images by name.
+        devices: Processes on this machine, one a GPU or a part of the cores. They share every batch, or with
+            --fold cv the folds. Under torchrun or srun it is what those started.
+        nodes: Machines; each runs this command under torchrun or srun.
         config: YAML files of settings, merged in order; flags win over them.
         experiment: Settings of the experiment.
     """
-    from segscse.api import validate_run
-    from segscse.crossval import cross_validate
-    from segscse.training.run import train_run
-
+    ranks = require_processes(devices, nodes)
     name = dataset.resolve().name.removesuffix(".csv")
     place = "cv" if fold == "cv" else f"fold{fold}"
     folder = out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_{place}"
-    if fold == "cv":
-        with show_bar(make_console(), "validating") as progress:
-            summary = cross_validate(
-                dataset,
-                out=folder,
-                labels=labels,
-                config=experiment,
-                budget=budget,
-                resume=resume,
-                console=make_console(),
-                progress=progress,
-            )
-        say_scores(summary, folder / "evaluation")
-        return
-    run_ = train_run(
-        dataset,
-        folder,
-        experiment,
-        labels=labels,
-        fold=read_fold(fold),
-        budget=budget,
-        resume=resume,
-        console=make_console(),
-    )
-    say(f"trained {run_.steps} steps: {run_.folder}")
-    if run_.split.validation:
-        with show_bar(make_console(), "validating") as progress:
-            summary = validate_run(run_, device=experiment.train.device, progress=progress)
+    task = _train_all_folds if fold == "cv" else _train_one_fold
+    task(ranks, dataset, folder, experiment, labels, fold, budget, resume)
+
+
+def _train_one_fold(
+    ranks: Ranks,
+    dataset: Path,
+    folder: Path,
+    config: ExperimentConfig,
+    labels: Path | None,
+    fold: str,
+    budget: str | None,
+    resume: bool,
+) -> None:
+    from segscse.api import validate_run
+    from segscse.hardware import pick_device
+    from segscse.training.run import train_run
+
+    number = read_fold(fold)
+    nccl = ranks.world > 1 and pick_device(config.train.device).type == "cuda"
+    console = make_console(quiet=ranks.rank > 0)
+    with joined(ranks, nccl=nccl) as group:
+        run_ = train_run(
+            dataset,
+            folder,
+            config,
+            labels=labels,
+            fold=number,
+            budget=budget,
+            resume=resume,
+            console=console,
+            group=group,
+        )
+        if group.first:
+            say(f"trained {run_.steps} steps: {run_.folder}")
+        if not run_.split.validation:
+            return
+        with show_bar(console, "validating") as progress:
+            summary = validate_run(run_, device=config.train.device, progress=progress, group=group)
+    if group.first:
         say_scores(summary, run_.folder / "validation")
+
+
+def _train_all_folds(
+    ranks: Ranks,
+    dataset: Path,
+    folder: Path,
+    config: ExperimentConfig,
+    labels: Path | None,
+    fold: str,
+    budget: str | None,
+    resume: bool,
+) -> None:
+    from segscse.crossval import cross_validate
+
+    console = make_console(quiet=ranks.rank > 0)
+    with joined(ranks) as group, show_bar(console, "validating") as progress:
+        summary = cross_validate(
+            dataset,
+            out=folder,
+            labels=labels,
+            config=config,
+            budget=budget,
+            resume=resume,
+            console=console,
+            progress=progress,
+            group=group,
+        )
+    if group.first:
+        say_scores(summary, folder / "evaluation")
 
 
 def predict(
@@ -90,6 +134,8 @@ def predict(
     format: Literal["nifti", "input"] = "nifti",  # noqa: A002, the flag's name
     engine: Engine = "auto",
     device: Device = "auto",
+    devices: Devices = None,
+    nodes: Nodes = None,
 ) -> int:
     """Segment scans; label maps come back on each scan's own grid.
 
@@ -110,7 +156,11 @@ def predict(
         format: nifti, or input for each scan's own format (DICOM SEG for a DICOM series).
         engine: What computes the network; auto takes the fastest of those that the model was exported for, or torch.
         device: Where to run.
+        devices: Processes on this machine, one a GPU or a part of the cores, that share the cases; --memory is of
+            each. Under torchrun or srun it is what those started.
+        nodes: Machines; each runs this command under torchrun or srun.
     """
+    ranks = require_processes(devices, nodes)
     from segscse.inference.memory import parse_bytes
     from segscse.inference.pipeline import predict_files
     from segscse.inference.predictor import Ensemble, load
@@ -118,12 +168,14 @@ def predict(
 
     limit = None if memory is None else parse_bytes(memory)
     folders = (model, *(ensemble or ()))
-    models = [load(folder, device=device, engine=read_engine(engine), mirror=tta) for folder in folders]
-    for one in models:
-        say(f"engine: {one.chosen}")
-    predictor = models[0] if len(models) == 1 else Ensemble(models)
     options = Options(probabilities=probabilities, uncertainty=uncertainty, foreground_only=foreground_only)
-    with show_bar(make_console(), "predicting") as progress:
+    speak = say if ranks.rank == 0 else _silent
+    with joined(ranks) as group, show_bar(make_console(quiet=ranks.rank > 0), "predicting") as progress:
+        # The engines take the threads that joining leaves to this process.
+        models = [load(folder, device=device, engine=read_engine(engine), mirror=tta) for folder in folders]
+        for one in models:
+            speak(f"engine: {one.chosen}")
+        predictor = models[0] if len(models) == 1 else Ensemble(models)
         outcome = predict_files(
             predictor,
             inputs,
@@ -132,11 +184,17 @@ def predict(
             form=format,
             resume=resume,
             memory=limit,
-            say=say,
+            say=speak,
             progress=progress,
+            group=group,
         )
-    say_outcome(outcome, out, foreground_only=foreground_only, resumed=resume)
+    if group.first:
+        say_outcome(outcome, out, foreground_only=foreground_only, resumed=resume)
     return 2 if outcome.failures else 0
+
+
+def _silent(text: str) -> None:
+    """Say nothing: the first process speaks for all."""
 
 
 def export(

@@ -10,5 +10,7 @@ from cyclopts import Parameter
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Engine = Literal["auto", "torch", "openvino", "onnxruntime", "onnx"]
 ExportEngine = Literal["openvino", "onnxruntime", "onnx"]
+Devices = Annotated[int | None, Parameter(name="--devices")]
+Nodes = Annotated[int | None, Parameter(name="--nodes")]
 Labels = Annotated[Path | None, Parameter(name="--labels")]
 Configs = Annotated[list[Path] | None, Parameter(name="--config", negative="")]

@@ -45,11 +45,11 @@ def say_outcome(outcome: Outcome, folder: Path, *, foreground_only: bool, resume
     say(", ".join(parts))
 
 
-def make_console(*, stderr: bool = True) -> Console:
-    """Return a console on standard error, or on standard output."""
+def make_console(*, stderr: bool = True, quiet: bool = False) -> Console:
+    """Return a console on standard error, or on standard output; a quiet one shows nothing."""
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    return Console(stderr=stderr, quiet=quiet)
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def show_bar(console: Console, what: str) -> Iterator[Progress]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
         task = bar.add_task(what, total=None, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total or None, visible=True)
 

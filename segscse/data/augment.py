@@ -1,10 +1,15 @@
-"""Random augmentation of whole batches on their device: space first, then intensity, as nnU-Net orders them."""
+"""Random augmentation of whole batches on their device: space first, then intensity, as nnU-Net orders them.
+
+Every sample draws from random numbers of its own, on the CPU: what becomes of it depends neither on the samples beside
+it, so that processes can share a batch, nor on the device.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -13,10 +18,12 @@ from segscse.data.plan import ANISOTROPY, Plan
 
 # Name of linear interpolation by number of spatial axes.
 LINEAR = {2: "bilinear", 3: "trilinear"}
+# Random numbers of every sample of a batch.
+Draws = Sequence[np.random.Generator]
 
 
 def augment_batch(
-    image: torch.Tensor, label: torch.Tensor, plan: Plan, config: AugmentConfig, generator: torch.Generator
+    image: torch.Tensor, label: torch.Tensor, plan: Plan, config: AugmentConfig, draws: Draws
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `(B, C, *patch)` images and `(B, *patch)` labels from larger cuts, randomly changed.
 
@@ -25,15 +32,15 @@ def augment_batch(
         label: `(B, *cut)`, whole numbers.
         plan: patch size, spacing and mirror axes.
         config: what to do how often.
-        generator: on the images' device; equal states give equal results.
+        draws: one generator a sample; equal states give equal results.
     """
     spacing = [plan.spacing_mm[axis] for axis in plan.window_axes]
-    image, label = random_affine(image, label, plan.patch_size, spacing, config, generator)
+    image, label = random_affine(image, label, plan.patch_size, spacing, config, draws)
     for intensity in (_noise, _blur, _brightness, _contrast, _low_resolution, _gamma):
-        image = intensity(image, config, generator)
+        image = intensity(image, config, draws)
     if config.mirror:
         axes = [plan.window_axes.index(axis) for axis in plan.mirror_axes]
-        image, label = random_mirror(image, label, axes, generator)
+        image, label = random_mirror(image, label, axes, draws)
     return image, label
 
 
@@ -43,15 +50,14 @@ def random_affine(
     patch_size: Sequence[int],
     spacing_mm: Sequence[float],
     config: AugmentConfig,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate and zoom about the centre, in millimetres, and cut the patch; untouched samples are only cut."""
-    size = len(image)
-    rotate = _chance(size, config.spatial_p, generator)
-    zoom = _chance(size, config.spatial_p, generator)
-    matrices = _rotations(size, spacing_mm, config.rotation_deg, generator)
-    matrices[~rotate] = torch.eye(len(spacing_mm), device=matrices.device)
-    factor = _uniform(size, *config.scale, generator)
+    rotate = _chance(config.spatial_p, draws)
+    zoom = _chance(config.spatial_p, draws)
+    matrices = _rotations(spacing_mm, config.rotation_deg, draws)
+    matrices[~rotate] = torch.eye(len(spacing_mm))
+    factor = _uniform(*config.scale, draws)
     matrices = matrices * torch.where(zoom, 1 / factor, 1.0)[:, None, None]
     moved = rotate | zoom
     image_out, label_out = (
@@ -59,7 +65,7 @@ def random_affine(
         centre_cut(label[:, None], patch_size)[:, 0].clone(),
     )
     for index in moved.nonzero()[:, 0].tolist():
-        grid = _grid(matrices[index], image.shape[2:], patch_size, spacing_mm)
+        grid = _grid(matrices[index].to(image.device), image.shape[2:], patch_size, spacing_mm)
         image_out[index] = _sample(image[index], grid, "bilinear")
         label_out[index] = _sample(label[index][None], grid, "nearest")[0]
     return image_out, label_out
@@ -73,40 +79,40 @@ def centre_cut(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def random_mirror(
-    image: torch.Tensor, label: torch.Tensor, axes: Sequence[int], generator: torch.Generator
+    image: torch.Tensor, label: torch.Tensor, axes: Sequence[int], draws: Draws
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flip each sample along each of the given spatial axes with probability one half."""
     for axis in axes:
-        chosen = _chance(len(image), 0.5, generator)
+        chosen = _chance(0.5, draws)
         if chosen.any():
             image = torch.where(_spread(chosen, image), image.flip(axis + 2), image)
             label = torch.where(_spread(chosen, label), label.flip(axis + 1), label)
     return image, label
 
 
-def _chance(size: int, probability: float, generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(size, generator=generator, device=generator.device) < probability
+def _chance(probability: float, draws: Draws) -> torch.Tensor:
+    return torch.tensor([rng.random() < probability for rng in draws])
 
 
-def _uniform(size: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
-    return low + (high - low) * torch.rand(size, generator=generator, device=generator.device)
+def _uniform(low: float, high: float, draws: Draws) -> torch.Tensor:
+    return torch.tensor([rng.uniform(low, high) for rng in draws], dtype=torch.float32)
 
 
 def _spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Shape `(B,)` so that it broadcasts over `like`."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
+    """Shape `(B,)` so that it broadcasts over `like`, on its device."""
+    return values.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _rotations(size: int, spacing_mm: Sequence[float], limit_deg: float, generator: torch.Generator) -> torch.Tensor:
+def _rotations(spacing_mm: Sequence[float], limit_deg: float, draws: Draws) -> torch.Tensor:
     """Return `(B, D, D)` rotation matrices; no rotation mixes an axis over three times coarser with the others."""
-    dims = len(spacing_mm)
+    dims, size = len(spacing_mm), len(draws)
     coarse = [step > ANISOTROPY * min(spacing_mm) for step in spacing_mm]
-    matrices = torch.eye(dims, device=generator.device).repeat(size, 1, 1)
+    matrices = torch.eye(dims).repeat(size, 1, 1)
     for a in range(dims):
         for b in range(a + 1, dims):
             limit = 0.0 if coarse[a] or coarse[b] else math.radians(limit_deg)
-            angle = _uniform(size, -limit, limit, generator)
-            turn = torch.eye(dims, device=generator.device).repeat(size, 1, 1)
+            angle = _uniform(-limit, limit, draws)
+            turn = torch.eye(dims).repeat(size, 1, 1)
             turn[:, a, a] = turn[:, b, b] = angle.cos()
             turn[:, a, b], turn[:, b, a] = -angle.sin(), angle.sin()
             matrices = matrices @ turn
@@ -132,18 +138,18 @@ def _sample(volume: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor
     return sampled[0].to(volume.dtype)
 
 
-def _noise(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    chosen = _chance(len(image), config.noise_p, generator)
-    sigma = _uniform(len(image), 0, 0.1, generator).sqrt()
+def _noise(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
+    chosen = _chance(config.noise_p, draws)
+    sigma = _uniform(0, 0.1, draws).sqrt()
     for index in chosen.nonzero()[:, 0].tolist():
-        noise = torch.randn(image[index].shape, generator=generator, device=image.device)
-        image[index] += sigma[index] * noise
+        noise = torch.from_numpy(draws[index].standard_normal(tuple(image[index].shape), dtype=np.float32))
+        image[index] += (sigma[index] * noise).to(image.device)
     return image
 
 
-def _blur(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    chosen = _chance(len(image), config.blur_p, generator)
-    sigma = _uniform(len(image), 0.5, 1.0, generator)
+def _blur(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
+    chosen = _chance(config.blur_p, draws)
+    sigma = _uniform(0.5, 1.0, draws)
     for index in chosen.nonzero()[:, 0].tolist():
         image[index] = gaussian_blur(image[index], float(sigma[index]))
     return image
@@ -163,25 +169,25 @@ def gaussian_blur(volume: torch.Tensor, sigma_vox: float) -> torch.Tensor:
     return volume
 
 
-def _brightness(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    chosen = _chance(len(image), config.brightness_p, generator)
-    factor = torch.where(chosen, _uniform(len(image), 0.75, 1.25, generator), 1.0)
+def _brightness(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
+    chosen = _chance(config.brightness_p, draws)
+    factor = torch.where(chosen, _uniform(0.75, 1.25, draws), 1.0)
     return image * _spread(factor, image) if chosen.any() else image
 
 
-def _contrast(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    chosen = _chance(len(image), config.contrast_p, generator)
-    factor = _uniform(len(image), 0.75, 1.25, generator)
+def _contrast(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
+    chosen = _chance(config.contrast_p, draws)
+    factor = _uniform(0.75, 1.25, draws)
     for index in chosen.nonzero()[:, 0].tolist():
         flat = image[index].flatten(1)
         mean, low, high = flat.mean(1, keepdim=True), flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-        image[index] = ((flat - mean) * factor[index] + mean).clamp(low, high).reshape(image[index].shape)
+        image[index] = ((flat - mean) * float(factor[index]) + mean).clamp(low, high).reshape(image[index].shape)
     return image
 
 
-def _low_resolution(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
-    chosen = _chance(len(image), config.low_resolution_p, generator)
-    factor = _uniform(len(image), 0.5, 1.0, generator)
+def _low_resolution(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
+    chosen = _chance(config.low_resolution_p, draws)
+    factor = _uniform(0.5, 1.0, draws)
     mode = LINEAR[image.ndim - 2]
     for index in chosen.nonzero()[:, 0].tolist():
         size = image.shape[2:]
@@ -191,17 +197,17 @@ def _low_resolution(image: torch.Tensor, config: AugmentConfig, generator: torch
     return image
 
 
-def _gamma(image: torch.Tensor, config: AugmentConfig, generator: torch.Generator) -> torch.Tensor:
+def _gamma(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
     """Apply a gamma curve per sample, to the inverted image one time in four; mean and spread are kept."""
-    chosen = _chance(len(image), config.gamma_p, generator)
-    inverted = _chance(len(image), 0.25, generator)
-    exponent = _uniform(len(image), 0.7, 1.5, generator)
+    chosen = _chance(config.gamma_p, draws)
+    inverted = _chance(0.25, draws)
+    exponent = _uniform(0.7, 1.5, draws)
     for index in chosen.nonzero()[:, 0].tolist():
         sign = -1.0 if inverted[index] else 1.0
         flat = image[index].flatten(1) * sign
         mean, std = flat.mean(1, keepdim=True), flat.std(1, keepdim=True)
         low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-        curved = ((flat - low) / (high - low).clamp(min=1e-7)) ** exponent[index]
+        curved = ((flat - low) / (high - low).clamp(min=1e-7)) ** float(exponent[index])
         curved = (curved - curved.mean(1, keepdim=True)) / curved.std(1, keepdim=True).clamp(min=1e-7)
         image[index] = ((curved * std + mean) * sign).reshape(image[index].shape)
     return image

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,42 +12,56 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from segscse.config import AugmentConfig
 from segscse.data.augment import augment_batch
+from segscse.data.prefetch import prefetched
 from segscse.data.sampling import PatchSampler
+from segscse.ranks import ALONE, Group
 
 
 class PatchStream(IterableDataset):
     """Batches from step `start()` on, until `stop()`: one round of training between two validations.
 
-    Lightning fetches a batch ahead, so a round ends one step after `stop()` turned true. A round has at least one
-    batch: so a run that was interrupted between those two steps goes on as if it had not been.
+    Processes that share a batch get their parts of it. Lightning fetches a batch ahead, so a round ends one step after
+    `stop()` turned true. A round has at least one batch: so a run that was interrupted between those two steps goes on
+    as if it had not been.
     """
 
-    def __init__(self, sampler: PatchSampler, start: Callable[[], int], stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, sampler: PatchSampler, start: Callable[[], int], stop: Callable[[], bool], group: Group = ALONE
+    ) -> None:
         super().__init__()
+        self.group = group
         self.sampler = sampler
         self.start = start
         self.stop = stop
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         step = self.start()
-        while True:
-            yield {**self.sampler.batch(step), "step": step}
-            step += 1
-            if self.stop():
-                return
+        part = (self.group.rank, self.group.world)
+        with closing(prefetched(lambda number: self.sampler.batch(number, *part), step)) as batches:
+            for batch in batches:
+                yield {**batch, "step": step}
+                step += 1
+                if self.stop():
+                    return
 
 
 class VolumeDataset(Dataset):
-    """Whole preprocessed cases, `{"image": (C, X, Y, Z), "label": (X, Y, Z), "case": id}`."""
+    """Whole preprocessed cases, `{"image": (C, X, Y, Z), "label": (X, Y, Z), "case": id}`.
 
-    def __init__(self, sampler: PatchSampler, cases: tuple[str, ...]) -> None:
+    Without any it holds one empty item, because Lightning skips the validation of a process that has nothing to do,
+    and the others would wait for it.
+    """
+
+    def __init__(self, sampler: PatchSampler, cases: Sequence[str]) -> None:
         self.store = sampler.store
         self.cases = cases
 
     def __len__(self) -> int:
-        return len(self.cases)
+        return max(1, len(self.cases))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not self.cases:
+            return {}
         case = self.store[self.cases[index]]
         return {"image": case.image, "label": case.label, "case": case.id}
 
@@ -54,43 +69,48 @@ class VolumeDataset(Dataset):
 class SegDataModule(pl.LightningDataModule):
     """Data of a run.
 
-    Batches are made in the training process: the cases are resident, so a worker would only copy them.
+    Batches are made by a thread of the training process, ahead of the step that uses them: a process would only have to
+    send them.
 
     Args:
         sampler: cuts the patches.
-        validation: case ids to validate on.
+        validation: case ids that this process validates on.
         augment: what to change at random.
         start: number of the next step.
         stop: whether the round is over.
+        group: the processes that share the batches.
     """
 
     def __init__(
         self,
         sampler: PatchSampler,
-        validation: tuple[str, ...],
+        validation: Sequence[str],
         augment: AugmentConfig,
         start: Callable[[], int],
         stop: Callable[[], bool],
+        group: Group = ALONE,
     ) -> None:
         super().__init__()
         self.sampler = sampler
         self.validation = validation
         self.augment = augment
-        self.stream = PatchStream(sampler, start, stop)
+        self.group = group
+        self.stream = PatchStream(sampler, start, stop, group)
 
     def train_dataloader(self) -> DataLoader:
         """Return the stream of cut batches."""
-        return DataLoader(self.stream, batch_size=None)
+        # A loader draws a seed whenever it starts; with a generator of its own it leaves the global one alone.
+        return DataLoader(self.stream, batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation volumes, one at a time."""
-        return DataLoader(VolumeDataset(self.sampler, self.validation), batch_size=None)
+        volumes = VolumeDataset(self.sampler, self.validation)
+        return DataLoader(volumes, batch_size=None, generator=torch.Generator())
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Augment training batches where they now are; the changes depend on seed and step alone."""
+        """Augment training batches where they now are; the changes of a patch depend on seed, step and its number."""
         if "step" not in batch:
             return batch
-        generator = torch.Generator(batch["image"].device)
-        generator.manual_seed((self.sampler.seed << 32) + int(batch["step"]))
-        image, label = augment_batch(batch["image"], batch["label"], self.sampler.plan, self.augment, generator)
-        return {"image": image, "label": label}
+        draws = self.sampler.augmentation(int(batch["step"]), self.group.rank, self.group.world)
+        image, label = augment_batch(batch["image"], batch["label"], self.sampler.plan, self.augment, draws)
+        return {"image": image, "label": label, "cases": batch["cases"]}

@@ -14,6 +14,8 @@ import numpy as np
 from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
 from segscse.data.index import Case, DatasetIndex
 from segscse.data.io import Volume, read_image, read_labels
+from segscse.data.places import nth_voxels
+from segscse.data.sides import Centre, label_centres_mm
 from segscse.errors import InputError
 from segscse.types import Progress
 
@@ -39,6 +41,7 @@ class CaseFacts:
         shape: canonical `(X, Y, Z)`; `spacing_mm` is in the same order.
         n_channels: number of image channels.
         label_counts: voxels per label id.
+        label_centres_mm: where each foreground label lies, on the canonical axes.
         samples: up to 2000 intensities per channel, from the foreground where there is any, `(C, N)`.
         extremes: minimum and maximum over each channel.
         whole_numbers: whether every sampled intensity is a whole number, as CT numbers are.
@@ -50,6 +53,7 @@ class CaseFacts:
     spacing_mm: tuple[float, ...]
     n_channels: int
     label_counts: dict[int, int]
+    label_centres_mm: dict[int, Centre]
     samples: np.ndarray
     extremes: tuple[tuple[float, float], ...]
     whole_numbers: bool
@@ -152,26 +156,30 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
     array, affine = to_canonical(np.moveaxis(channels, 0, -1), reference.affine)
     flat = channels.reshape(len(channels), -1)
     counts = {0: int(flat.shape[1])}
-    chosen = np.arange(flat.shape[1])
+    centres: dict[int, Centre] = {}
+    foreground = np.zeros(1, bool)
     if label is not None:
         values, numbers = np.unique(label.array, return_counts=True)
         counts = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
         # The label map may be stored in another orientation than the image whose voxels it picks.
-        aligned = from_canonical(to_canonical(label.array, label.affine)[0], reference.affine)
-        foreground = np.flatnonzero(aligned.reshape(-1) > 0)
-        chosen = foreground if foreground.size else chosen
-    picks = np.linspace(0, len(chosen) - 1, min(FOREGROUND_SAMPLES, len(chosen))).astype(np.int64)
-    samples = flat[:, chosen[picks]].astype(np.float64)
+        canonical, label_affine = to_canonical(label.array, label.affine)
+        centres = label_centres_mm(canonical, spacing_of(label_affine))
+        foreground = from_canonical(canonical, reference.affine) > 0
+    found = int(np.count_nonzero(foreground))
+    total = found or flat.shape[1]
+    picks = np.linspace(0, total - 1, min(FOREGROUND_SAMPLES, total)).astype(np.int64)
+    samples = flat[:, nth_voxels(foreground, picks) if found else picks].astype(np.float64)
     return CaseFacts(
         case=case.id,
         shape=tuple(array.shape[:3]),
         spacing_mm=spacing_of(affine),
         n_channels=len(channels),
         label_counts=counts,
+        label_centres_mm=centres,
         samples=samples,
         extremes=tuple((float(channel.min()), float(channel.max())) for channel in flat),
         whole_numbers=bool(np.equal(samples, np.rint(samples)).all()),
-        content=hashlib.sha256(np.ascontiguousarray(channels).tobytes()).hexdigest(),
+        content=hashlib.sha256(np.ascontiguousarray(channels).data).hexdigest(),
     )
 
 

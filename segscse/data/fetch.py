@@ -15,8 +15,8 @@ import shutil
 import tarfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
@@ -24,12 +24,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from segscse.errors import InputError, choose
-from segscse.files import read_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from segscse.files import only_one, read_json
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -120,7 +115,7 @@ def fetch_archive(
     folder, archive, part = out / name, out / f"{name}.tar", out / f"{name}.tar.part"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _only_one(out / f".{name}.lock"):
+        with only_one(out / f".{name}.lock", "another process is fetching this"):
             if folder.exists():
                 _require_complete(folder)
             elif archive.exists():
@@ -136,24 +131,6 @@ def fetch_archive(
             remedy="Check permissions and free disk space, then run it again to resume",
         ) from error
     return folder
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Keep two processes from writing to the same files, where the file system has locks."""
-    with lock.open("ab") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError("another process is fetching this", file=lock, remedy="Wait for it") from error
-            except OSError:
-                pass  # some network file systems have none
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                lock.unlink()
 
 
 # ── Download ──

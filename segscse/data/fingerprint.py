@@ -10,6 +10,7 @@ import numpy as np
 
 from segscse.data.examine import CaseFacts
 from segscse.data.index import DatasetIndex
+from segscse.data.sides import find_sided
 from segscse.files import digest
 
 # At most this many foreground intensities per channel enter the data set's percentiles.
@@ -41,6 +42,7 @@ class Fingerprint:
         label_volumes_ml: smallest and largest volume of each foreground label among the cases that have it.
         channels: one entry per image channel.
         content: digest over the voxels of all images and over the label counts.
+        sided: axes along which two labels are told apart by their side alone, with such a pair; see `find_sided`.
     """
 
     cases: tuple[str, ...]
@@ -51,6 +53,7 @@ class Fingerprint:
     channels: tuple[ChannelStats, ...]
     content: str
     label_volumes_ml: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    sided: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready value."""
@@ -62,11 +65,15 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
     facts = sorted(facts, key=lambda fact: fact.case)
     voxels: dict[int, int] = {}
     volumes: dict[int, list[float]] = {}
-    for fact in facts:
+    volumes_ml = [
+        {label: count * float(np.prod(fact.spacing_mm)) / 1000 for label, count in fact.label_counts.items()}
+        for fact in facts
+    ]
+    for fact, of_case in zip(facts, volumes_ml, strict=True):
         for label, count in fact.label_counts.items():
             voxels[label] = voxels.get(label, 0) + count
             if label and count:
-                volumes.setdefault(label, []).append(count * float(np.prod(fact.spacing_mm)) / 1000)
+                volumes.setdefault(label, []).append(of_case[label])
     labels = dict(index.labels)
     if not labels:
         labels = {label: f"label_{label}" for label in voxels} | {0: "background"}
@@ -82,6 +89,7 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
         channels=tuple(_channel_stats(number, name, facts) for number, name in enumerate(names)),
         content=content,
         label_volumes_ml={label: (min(found), max(found)) for label, found in sorted(volumes.items())},
+        sided=find_sided([fact.label_centres_mm for fact in facts], volumes_ml),
     )
 
 

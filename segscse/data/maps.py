@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,8 +25,13 @@ def write_map(path: str | Path, array: np.ndarray, like: Volume) -> None:
     header.set_slope_inter(MAP_SLOPE, 0.0)
     header["magic"] = header.single_magic
     header["vox_offset"] = header.single_vox_offset
-    with atomic_path(path) as temporary, gzip.open(temporary, "wb", compresslevel=1) as stream:
+    with atomic_path(path) as temporary, temporary.open("wb") as file, _gzip(file) as stream:
         stream.write(header.binaryblock + b"\0" * (int(header["vox_offset"]) - header.sizeof_hdr))
         for volume in np.moveaxis(array, -1, 0) if array.ndim == 4 else [array]:
             for plane in np.moveaxis(volume, -1, 0):
                 stream.write(plane.tobytes(order="F"))
+
+
+def _gzip(file: BinaryIO) -> gzip.GzipFile:
+    """Compress without the name and the time that gzip puts into its header: equal maps are equal files."""
+    return gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0)

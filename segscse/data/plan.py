@@ -165,7 +165,7 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
         channels=tuple(channel.name for channel in fingerprint.channels),
         normalisation=tuple(_normalisation(channel, config, reasons) for channel in fingerprint.channels),
         labels=tuple(fingerprint.labels.items()),
-        mirror_axes=_mirror_axes(fingerprint.labels, axes, reasons) if config.augment.mirror else (),
+        mirror_axes=_mirror_axes(fingerprint, axes, reasons) if config.augment.mirror else (),
         reasons=tuple(reasons),
     )
 
@@ -274,19 +274,25 @@ def _looks_like_ct(channel: ChannelStats) -> bool:
     return unnamed and hounsfield and channel.whole_numbers
 
 
-def _mirror_axes(labels: Mapping[int, str], axes: Sequence[int], reasons: list[str]) -> tuple[int, ...]:
-    """Mirror along every axis, except where the labels' names tell its two directions apart.
+def _mirror_axes(fingerprint: Fingerprint, axes: Sequence[int], reasons: list[str]) -> tuple[int, ...]:
+    """Mirror along every axis, except where names or places of the labels tell its two directions apart.
 
-    nnU-Net mirrors along all axes; a network then has to learn from shape alone which end is, say, anterior.
+    nnU-Net mirrors along all axes; a network then cannot tell left structures from right ones, nor learn but from
+    shape which end is anterior.
     """
+    labels = fingerprint.labels
     mirrored = []
     for axis in axes:
         words = SIDES[axis]
         sided = next((name for name in labels.values() if words & set(re.findall("[a-z]+", name.lower()))), None)
-        if sided is None:
-            mirrored.append(axis)
-        else:
+        if sided is not None:
             reasons.append(f"no mirroring along {AXIS_NAMES[axis]}: the label {sided!r} names a side")
+        elif pair := fingerprint.sided.get(axis):
+            first, second = (labels.get(label, label) for label in pair)
+            problem = f"{first!r} and {second!r} lie beside each other, always the same way around"
+            reasons.append(f"no mirroring along {AXIS_NAMES[axis]}: {problem}")
+        else:
+            mirrored.append(axis)
     return tuple(mirrored)
 
 

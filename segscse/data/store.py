@@ -1,22 +1,24 @@
-"""CaseStore: every case preprocessed once, kept in memory when all fit and in a folder otherwise."""
+"""CaseStore: every case preprocessed once, kept in memory as far as it holds them and on disk beyond."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from segscse.data.index import Case
+from segscse.data.places import find_places
 from segscse.data.plan import Plan
 from segscse.data.transforms import PREPROCESSING_VERSION, preprocess
+from segscse.errors import InputError
 from segscse.files import atomic_path, digest
 from segscse.types import Progress
 
-# Enough places per class to sample from, few enough to keep for every case.
-PLACES_PER_CLASS = 2000
+# Goes into the key of saved cases: raise it when the files in a case's folder change.
+STORE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,14 @@ class StoredCase:
     Attributes:
         image: `(C, X, Y, Z)` float32; label: `(X, Y, Z)` channel numbers.
         places: per foreground channel number, up to 2000 of its voxels, `(N, 3)`.
+        mapped: whether the arrays are parts of files, read from disk where they are used.
     """
 
     id: str
     image: torch.Tensor
     label: torch.Tensor
-    places: dict[int, np.ndarray]
+    places: Mapping[int, np.ndarray]
+    mapped: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -42,11 +46,15 @@ class StoredCase:
 class CaseStore:
     """Preprocessed cases by id.
 
+    A case that memory does not hold lies in three files, uncompressed, and is mapped anew whenever it is asked for:
+    only what is read of it comes from disk, and nothing of it stays open or counts as this process's memory afterwards.
+    The store itself keeps a few hundred bytes of it.
+
     Args:
         cases: what to prepare.
         plan: how.
         folder: where arrays go when memory does not hold them all; one sub-folder per key, which is a digest of
-            the plan, the preprocessing version and each file's path, size and time.
+            the plan, the versions of preprocessing and store, and each file's path, size and time.
         memory_gb: limit for what is kept in memory.
     """
 
@@ -55,34 +63,48 @@ class CaseStore:
         self.plan = plan
         self.folder = folder
         self.limit = memory_gb * 1e9
-        self._ready: dict[str, StoredCase] = {}
+        self._ready: dict[str, StoredCase | _Saved] = {}
         self._used = 0.0
 
     def prepare(self, progress: Progress | None = None) -> None:
-        """Preprocess every case that is not ready yet.
+        """Preprocess every case that is not ready yet, one after the other; those on disk are taken as they are.
 
         Raises:
             InputError: a case cannot be used.
         """
         for done, case in enumerate(self.cases.values(), start=1):
-            if case.id not in self._ready:
-                self._ready[case.id] = self._load(case)
+            self._entry(case.id)
             if progress is not None:
                 progress(done, len(self.cases))
 
     def __getitem__(self, case_id: str) -> StoredCase:
+        """Return a case.
+
+        Raises:
+            InputError: it cannot be used, or its files in the store are gone or damaged.
+        """
+        entry = self._entry(case_id)
+        return entry.open(self.plan.slice_axis) if isinstance(entry, _Saved) else entry
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return each prepared case's `(X, Y, Z)`."""
+        return {
+            name: entry.shape if isinstance(entry, _Saved) else tuple(entry.label.shape)
+            for name, entry in self._ready.items()
+        }
+
+    def _entry(self, case_id: str) -> StoredCase | _Saved:
         if case_id not in self._ready:
             self._ready[case_id] = self._load(self.cases[case_id])
         return self._ready[case_id]
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return each prepared case's `(X, Y, Z)`."""
-        return {name: tuple(case.label.shape) for name, case in self._ready.items()}
-
-    def _load(self, case: Case) -> StoredCase:
-        folder = self.folder / self._key(case)
+    def _load(self, case: Case) -> StoredCase | _Saved:
+        folder = self.folder / self.key(case)
         if (folder / "label.npy").is_file():
-            return _mapped(case.id, folder)
+            try:
+                return _found(case.id, folder, self.plan.slice_axis)
+            except InputError:  # damaged: it is made again
+                pass
         prepared = preprocess(case.images, case.label, self.plan)
         if prepared.label is None:
             raise ValueError(f"case {case.id} has no label")
@@ -90,26 +112,39 @@ class CaseStore:
         if self._used + stored.nbytes <= self.limit:
             self._used += stored.nbytes
             return stored
-        _save(folder, stored)
-        return _mapped(case.id, folder)
+        _save(folder, stored, self.plan.slice_axis)
+        return _found(case.id, folder, self.plan.slice_axis)
 
-    def _key(self, case: Case) -> str:
+    def key(self, case: Case) -> str:
+        """Return the name of the sub-folder that a case has when it lies on disk."""
         files = [(str(path.resolve()), *_stamp(path)) for path in (*case.images, *([case.label] if case.label else []))]
-        return f"{digest([self.plan.key, PREPROCESSING_VERSION, files])}"
+        return digest([self.plan.key, PREPROCESSING_VERSION, STORE_VERSION, files])
 
 
-def find_places(label: np.ndarray, case_id: str) -> dict[int, np.ndarray]:
-    """Return up to 2000 voxels of each foreground number in `(X, Y, Z)`, drawn without replacement, seeded by id."""
-    generator = np.random.default_rng(list(case_id.encode()))
-    flat = label.reshape(-1)
-    foreground = np.flatnonzero(flat)
-    values = flat[foreground]
-    places = {}
-    for number in np.unique(values):
-        candidates = foreground[values == number]
-        chosen = generator.choice(candidates, min(PLACES_PER_CLASS, len(candidates)), replace=False)
-        places[int(number)] = np.stack(np.unravel_index(np.sort(chosen), label.shape), axis=1).astype(np.int32)
-    return places
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """A case on disk, and what is needed of it without opening it.
+
+    Attributes:
+        shape: `(X, Y, Z)`.
+        starts: first row in `places.npy` of each foreground channel number that the case has, and the end.
+    """
+
+    id: str
+    folder: Path
+    shape: tuple[int, ...]
+    numbers: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    def open(self, slice_axis: int | None) -> StoredCase:
+        """Map the case's files."""
+        image, label, rows = (_mapped(self.folder / f"{name}.npy") for name in ("image", "label", "places"))
+        pieces = zip(self.numbers, self.starts[:-1], self.starts[1:], strict=True)
+        places = {number: rows[first:end, 1:] for number, first, end in pieces}
+        first, second = (
+            torch.from_numpy(np.moveaxis(array, array.ndim - 3, _axis(array, slice_axis))) for array in (image, label)
+        )
+        return StoredCase(self.id, first, second, places, mapped=True)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -118,21 +153,44 @@ def _stamp(path: Path) -> tuple[int, int]:
     return sum(status.st_size for status in statuses), max(status.st_mtime_ns for status in statuses)
 
 
-def _save(folder: Path, case: StoredCase) -> None:
-    """Write the arrays; the label comes last, because its presence means that the case is whole."""
+def _save(folder: Path, case: StoredCase, slice_axis: int | None) -> None:
+    """Write the arrays; the label comes last, because its presence means that the case is whole.
+
+    Slices of a 2D network each lie in one piece, so that a slice is read without the rest of the volume.
+    """
     places = np.concatenate(
-        [np.column_stack([np.full(len(p), n, np.int32), p]) for n, p in case.places.items()] or [np.empty((0, 4))]
+        [np.column_stack([np.full(len(p), n, np.int32), p]) for n, p in case.places.items()]
+        or [np.empty((0, 4), np.int32)]
     )
-    for name, array in (("image", case.image.numpy()), ("places", places), ("label", case.label.numpy())):
+    volumes = {"image": case.image.numpy(), "label": case.label.numpy()}
+    turned = {name: np.moveaxis(item, _axis(item, slice_axis), item.ndim - 3) for name, item in volumes.items()}
+    for name, array in (("image", turned["image"]), ("places", places), ("label", turned["label"])):
         with atomic_path(folder / f"{name}.npy") as temporary:
-            np.save(temporary, array)
+            np.save(temporary, np.ascontiguousarray(array))
 
 
-def _mapped(case_id: str, folder: Path) -> StoredCase:
-    """Open a saved case without reading it: pages come from disk as patches are cut."""
-    image, label = (
-        torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False))
-        for name in ("image", "label")
-    )
-    rows = np.load(folder / "places.npy", allow_pickle=False).astype(np.int32)
-    return StoredCase(case_id, image, label, {int(n): rows[rows[:, 0] == n, 1:] for n in np.unique(rows[:, 0])})
+def _axis(array: np.ndarray, slice_axis: int | None) -> int:
+    """Return which axis of `(X, Y, Z)` or `(C, X, Y, Z)` stands first of the three on disk."""
+    return array.ndim - 3 + (slice_axis or 0)
+
+
+def _found(case_id: str, folder: Path, slice_axis: int | None) -> _Saved:
+    """Describe a case on disk.
+
+    Raises:
+        InputError: its files are not whole.
+    """
+    rows = _mapped(folder / "places.npy")
+    numbers, starts = np.unique(rows[:, 0], return_index=True)
+    saved = _Saved(case_id, folder, (), tuple(numbers.tolist()), (*starts.tolist(), len(rows)))
+    return replace(saved, shape=tuple(saved.open(slice_axis).label.shape))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Open an array without reading it: pages come from disk as they are touched, and a change stays in memory."""
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"cannot be read ({error})", file=path, remedy="Delete its folder and continue the run with --resume"
+        ) from error

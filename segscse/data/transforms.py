@@ -167,14 +167,19 @@ def label_channels(label: Volume, ids: Sequence[int]) -> np.ndarray:
     """
     order = np.argsort(ids)
     known = np.asarray(ids)[order]
-    values, inverse = np.unique(label.array, return_inverse=True)
+    values = np.unique(label.array)
     if not (found := np.isin(values, known)).all():
         raise InputError(
             f"holds label ids {[int(value) for value in values[~found]][:10]}, the plan has {sorted(ids)}",
             file=label.path,
             remedy="Correct the label map or plan again",
         )
-    return order[np.searchsorted(known, values)][inverse].reshape(label.array.shape)
+    numbers = order[np.searchsorted(known, values)].astype(np.uint8 if len(ids) <= 256 else np.int16)
+    if values[-1] >= 2**16 or values[0] < 0:  # no table of all ids below the largest
+        return numbers[np.searchsorted(values, label.array)]
+    table = np.zeros(int(values[-1]) + 1, numbers.dtype)
+    table[values] = numbers
+    return table[label.array]
 
 
 def _label_dtype(n_labels: int) -> torch.dtype:

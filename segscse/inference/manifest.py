@@ -12,6 +12,7 @@ from segscse.errors import InputError
 from segscse.files import read_json, sha256_of, write_json
 
 NAME = "predictions.json"
+_PART = "predictions.{}.json"
 FORMAT = "segscse-predictions"
 VERSION = 1
 # A folder of thousands of cases would spend its time writing the manifest after each; a kill loses this much work.
@@ -21,17 +22,21 @@ SECONDS_BETWEEN_WRITES = 2.0
 class Manifest:
     """The cases of an output folder: digests of inputs and outputs, and a key of model and settings.
 
-    Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry.
+    Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry. Processes that
+    share a folder's cases write a file each, with their own cases, which `merge_parts` brings together.
 
     Args:
         folder: the output folder.
         key: digest of what decides the output besides the scan: models and settings.
+        part: number of the process, where several write into the folder.
     """
 
-    def __init__(self, folder: Path, key: str) -> None:
+    def __init__(self, folder: Path, key: str, part: int | None = None) -> None:
         self.folder = folder
         self.key = key
+        self.path = folder / (NAME if part is None else _PART.format(part))
         self.cases = _cases_of(folder / NAME)
+        self.own: dict[str, Any] = self.cases if part is None else {}
         self._written = time.monotonic()
 
     def verified(self, case: str, inputs: Mapping[str, str]) -> bool:
@@ -58,14 +63,38 @@ class Manifest:
     def add(self, case: str, inputs: Mapping[str, str], outputs: Sequence[Path], quality: Mapping[str, Any]) -> None:
         """Enter a case whose files are written."""
         names = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in outputs}
-        self.cases[case] = {"key": self.key, "inputs": dict(inputs), "outputs": names, "quality": dict(quality)}
+        entry = {"key": self.key, "inputs": dict(inputs), "outputs": names, "quality": dict(quality)}
+        self.cases[case] = self.own[case] = entry
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.save()
 
     def save(self) -> None:
         """Write the file."""
-        write_json(self.folder / NAME, {"format": FORMAT, "version": VERSION, "cases": self.cases})
+        _write(self.path, self.own)
         self._written = time.monotonic()
+
+
+def merge_parts(folder: Path) -> dict[str, Any]:
+    """Bring what several processes have entered, now or before one of them was killed, into one manifest.
+
+    The parts are removed when the whole is written, so that a kill in between loses nothing.
+
+    Returns:
+        The entries of all cases.
+    """
+    cases = _cases_of(folder / NAME)
+    parts = sorted(folder.glob(_PART.format("*")))
+    for part in parts:
+        cases |= _cases_of(part)
+    if parts:
+        _write(folder / NAME, cases)
+    for part in parts:
+        part.unlink()
+    return cases
+
+
+def _write(path: Path, cases: Mapping[str, Any]) -> None:
+    write_json(path, {"format": FORMAT, "version": VERSION, "cases": cases})
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:

@@ -65,24 +65,25 @@ class ModelFolder:
 
 
 def save_model(folder: Path, model: ModelFolder) -> None:
-    """Write a model folder; `model.json` comes last: it says that the folder is whole, with every file's SHA-256.
+    """Write a model folder: the weights, and `model.json`, which says with every file's SHA-256 that it is whole.
 
-    The files of `model.engines` must already lie in `folder`.
+    Both are written aside and then moved one right after the other, so that the model before is there until then. The
+    files of `model.engines` must already lie in `folder`.
     """
-    with atomic_path(folder / WEIGHTS) as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in model.weights.items()}, temporary)
-    files = [WEIGHTS, *(name for graph in model.engines for name in graph.files)]
-    description = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "plan": model.plan.to_json(),
-        "network": model.network,
-        "provenance": model.provenance,
-        "postprocessing": list(model.postprocessing),
-        "engines": [asdict(graph) for graph in model.engines],
-        "sha256": {name: sha256_of(folder / name) for name in files},
-    }
-    write_json(folder / "model.json", description)
+    with atomic_path(folder / "model.json") as description, atomic_path(folder / WEIGHTS) as weights:
+        save_file({name: value.contiguous().cpu() for name, value in model.weights.items()}, weights)
+        files = {name: folder / name for graph in model.engines for name in graph.files}
+        content = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "plan": model.plan.to_json(),
+            "network": model.network,
+            "provenance": model.provenance,
+            "postprocessing": list(model.postprocessing),
+            "engines": [asdict(graph) for graph in model.engines],
+            "sha256": {name: sha256_of(path) for name, path in {WEIGHTS: weights, **files}.items()},
+        }
+        write_json(description, content)
 
 
 def find_model(path: str | Path) -> Path:

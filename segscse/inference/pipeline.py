@@ -5,10 +5,9 @@ from __future__ import annotations
 import queue
 import signal
 import threading
-import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
@@ -25,8 +24,8 @@ from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted
-from segscse.files import digest
-from segscse.inference.manifest import Manifest, digests
+from segscse.files import digest, only_writer, remove_leftovers, temporary_path
+from segscse.inference.manifest import Manifest, digests, merge_parts
 from segscse.inference.memory import (
     Estimate,
     ScanSize,
@@ -40,11 +39,14 @@ from segscse.inference.memory import (
 from segscse.inference.predictor import Segmenter
 from segscse.inference.quality import write_quality
 from segscse.inference.segment import Options, Segmentation, segment
+from segscse.ranks import ALONE, Group
 from segscse.types import Progress
 
 Item = TypeVar("Item")
 # Progress is counted in thousandths of a case, so that a single large scan moves the bar, too.
 PARTS = 1000
+# What there may be of a case beside its label map, each in a folder of its own.
+MAPS = ("probabilities", "uncertainty", "disagreement")
 # Maps beyond this size are drawn in a file and not in memory.
 MAP_BYTES = 2**28
 # Of so many of the largest files the headers are read to know the memory beforehand.
@@ -100,6 +102,7 @@ def predict_files(
     memory: int | None = None,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> Outcome:
     """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
 
@@ -119,24 +122,64 @@ def predict_files(
         memory: limit in bytes.
         say: told the memory estimate before the first case.
         progress: called with thousandths of cases done, and in all.
+        group: processes among which the cases are dealt out; `memory` is of each, and the outcome that of all.
 
     Raises:
         InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`.
         Interrupted: a signal stopped the work; whole files are there, `resume` continues.
     """
     options = options or Options()
-    cases = find_inputs(list(inputs), len(model.plan.channels))
-    _refuse_overwriting(cases, out)
-    a_window = max(window_bytes(member) for member in model.members)
-    outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
-    if outcome.memory is not None and say is not None:
-        say(f"memory: at most about {outcome.memory}")
-    if outcome.memory is not None:
-        options = with_estimate(options, outcome.memory)
-    run = _Run(model, cases, out, options, form, resume, memory, a_window, outcome, progress)
-    with _stoppable(outcome, out):
-        run.all()
-    return outcome
+    with ExitStack() as held:
+
+        def begin() -> Mapping[str, Sequence[Path]]:
+            found = find_inputs(list(inputs), len(model.plan.channels))
+            _refuse_overwriting(found, out)
+            held.enter_context(only_writer(out))
+            remove_leftovers(out, *(out / name for name in MAPS))
+            merge_parts(out)  # of an earlier job of several processes that was ended
+            return found
+
+        cases = group.on_first(begin)
+        a_window = max(window_bytes(member) for member in model.members)
+        outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
+        if outcome.memory is not None:
+            options = with_estimate(options, outcome.memory)
+            if say is not None:
+                say(f"memory: at most about {outcome.memory}")
+        part = group.rank if group.world > 1 else None
+        run = _Run(model, _dealt(cases, group), out, options, form, resume, memory, a_window, outcome, progress, part)
+        with _stoppable(outcome, out):
+            run.all()
+        outcomes = group.gather(outcome)
+        group.on_first(lambda: _write_quality(out, merge_parts(out)))
+    return outcome if group.world == 1 else _together(outcomes)
+
+
+def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Sequence[Path]]:
+    """Return the cases of this process: of large and small files about as many as any other has."""
+    by_size = sorted(cases, key=lambda name: (-_bytes(cases[name]), name))
+    mine = set(group.share(by_size))
+    return {name: files for name, files in cases.items() if name in mine}
+
+
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what became of all processes' cases."""
+    whole = Outcome(memory=outcomes[0].memory)
+    for outcome in outcomes:
+        whole.written += outcome.written
+        whole.verified += outcome.verified
+        whole.failures += outcome.failures
+        whole.windows = [a + b for a, b in zip(whole.windows, outcome.windows, strict=True)]
+    return whole
+
+
+def _write_quality(out: Path, cases: Mapping[str, Any]) -> None:
+    if cases:
+        write_quality(out / "quality.csv", {name: entry.get("quality", {}) for name, entry in cases.items()})
+
+
+def _bytes(files: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 class _Run:
@@ -154,6 +197,7 @@ class _Run:
         a_window: int,
         outcome: Outcome,
         progress: Progress | None,
+        part: int | None,
     ) -> None:
         self.model = model
         self.cases = cases
@@ -165,7 +209,8 @@ class _Run:
         self.a_window = a_window
         self.outcome = outcome
         self.progress = progress
-        self.manifest = Manifest(out, _key(model, options, form))
+        self.manifest = Manifest(out, _key(model, options, form), part)
+        self.alone = part is None
         self.done = 0
 
     def all(self) -> None:
@@ -186,10 +231,10 @@ class _Run:
                     self.done += 1
             finally:
                 self._finish(writing)
-                if self.manifest.cases:
+                if self.manifest.own:
                     self.manifest.save()
-                    rows = {name: entry.get("quality", {}) for name, entry in self.manifest.cases.items()}
-                    write_quality(self.out / "quality.csv", rows)
+                if self.alone:
+                    _write_quality(self.out, self.manifest.cases)
 
     def read_all(self) -> Generator[_Case, None, None]:
         """Yield every case prepared, or that it is verified, or why it cannot be used."""
@@ -233,7 +278,7 @@ class _Run:
         """Write a case's files, the label map last, and enter it into the manifest."""
         try:
             outputs = []
-            for name in ("probabilities", "uncertainty", "disagreement"):
+            for name in MAPS:
                 if (values := getattr(made, name)) is not None:
                     outputs.append(self.out / name / f"{case.name}.nii.gz")
                     write_map(outputs[-1], values, made.source)
@@ -280,7 +325,7 @@ def _largest(
     model: Segmenter, cases: Mapping[str, Sequence[Path]], options: Options, a_window: int, limit: int | None
 ) -> Estimate | None:
     """Return the estimate of the case that takes most, among those with the largest files."""
-    by_size = sorted(cases.values(), key=lambda files: -sum(file.stat().st_size for file in files))
+    by_size = sorted(cases.values(), key=lambda files: -_bytes(files))
     scans = [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
     found = [_fitted(model, scan, options, a_window, limit, several=len(cases) > 1) for scan in scans]
     return max(found, key=lambda item: (not item.overlapped, -item.batch_size, item.total), default=None)
@@ -310,8 +355,7 @@ def _map_of_bytes(out: Path, scratch: list[Path], name: str, shape: tuple[int, .
     """Return an array of bytes for a map: in memory when it is small, else in a file beside the outputs."""
     if prod(shape) <= MAP_BYTES:
         return np.zeros(shape, np.uint8, order="F")
-    out.mkdir(parents=True, exist_ok=True)
-    scratch.append(out / f".{name}.{uuid.uuid4().hex[:12]}.tmp")
+    scratch.append(temporary_path(out / name))
     return np.memmap(scratch[-1], np.uint8, "w+", shape=shape, order="F")
 
 

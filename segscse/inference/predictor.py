@@ -16,8 +16,9 @@ from segscse.hardware import pick_precision
 from segscse.inference.engines import Engine, TorchEngine
 from segscse.inference.manifest import folder_digest
 from segscse.inference.model_folder import load_model
+from segscse.inference.remembered import Trial
 from segscse.inference.segment import Member, Options, Segmentation, segment
-from segscse.inference.select import Trial, describe, load_engine, trained_precision
+from segscse.inference.select import describe, load_engine, trained_precision
 from segscse.inference.sliding_window import mirrored, predict_volume, tensor_axes
 
 ArrayImage = tuple[np.ndarray, np.ndarray]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,20 +20,13 @@ from segscse.inference.engines import (
     TorchEngine,
     installed,
 )
+from segscse.inference.manifest import folder_digest
 from segscse.inference.model_folder import ExportedGraph, ModelFolder
 from segscse.inference.parity import compare, probe_windows
+from segscse.inference.remembered import Trial, measurement_key, recall, remember
 from segscse.nets.build import build_unet
 
 REPEATS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What `auto` found out about an engine: milliseconds a window, or why it was not taken (then infinite)."""
-
-    engine: str
-    ms_per_window: float
-    problem: str | None = None
 
 
 def load_engine(model: ModelFolder, name: str, device: str) -> tuple[Engine, tuple[Trial, ...]]:
@@ -133,14 +125,28 @@ def _convert(model: ModelFolder, name: str) -> Engine:
 
 
 def _fastest(model: ModelFolder, device: str) -> tuple[Engine, tuple[Trial, ...]]:
-    """Time PyTorch and the folder's graphs on this model's window; of those that agree with PyTorch, take the fastest.
+    """Return the fastest engine that agrees with PyTorch, as it was measured here before, or is now.
 
     With no graph that could run there is nothing to compare, and PyTorch is taken as it is.
     """
-    torch_engine = _torch_engine(model, pick_device(device))
     graphs = [graph for graph in model.engines if installed(graph.engine) and device in ("auto", "cpu")]
-    if not graphs:
-        return torch_engine, ()
+    if not graphs or model.folder is None:
+        return _torch_engine(model, pick_device(device)), ()
+    key = measurement_key(folder_digest(model.folder), device)
+    if (known := recall(key)) is not None:
+        taken, trials = known
+        if taken == "torch":
+            return _torch_engine(model, pick_device(device)), trials
+        if graph := next((graph for graph in graphs if graph.engine == taken), None):
+            return _open(model, graph), trials
+    engine, trials = _measure(model, graphs, device)
+    remember(key, engine.name, trials)
+    return engine, trials
+
+
+def _measure(model: ModelFolder, graphs: Sequence[ExportedGraph], device: str) -> tuple[Engine, tuple[Trial, ...]]:
+    """Time PyTorch and the graphs on this model's window; of those that agree with PyTorch, take the fastest."""
+    torch_engine = _torch_engine(model, pick_device(device))
     windows = probe_windows(model.plan, 2)
     reference = reference_engine(torch_engine.network, model.plan, torch_engine.device)
     expected = [reference(window) for window in windows]

@@ -16,14 +16,19 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from segscse.errors import Interrupted, SegscseError
+from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.files import write_text
+from segscse.ranks import ALONE, Group
 from segscse.training.averaging import EmaWeights
+from segscse.training.checkpoints import BEST, FOLDER, LAST
 from segscse.training.clock import RunClock
 from segscse.training.module import SegModule
+from segscse.training.random_states import random_states, restore_random_states
 from segscse.training.signals import StopRequest, stop_on_signals
 
 LOG_EVERY = 20
+# What a checkpoint says of the keeper, see `RunKeeper.state_dict`.
+KEPT = ("best", "dice", "waited", "rows", "losses", "random")
 SaveModel = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
 
 
@@ -33,22 +38,26 @@ class MetricsTable:
     Args:
         path: the file.
         columns: names, in order; values not given stay empty.
+        writes: whether this process writes the file.
     """
 
-    def __init__(self, path: Path, columns: list[str]) -> None:
+    def __init__(self, path: Path, columns: list[str], *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.columns = columns
         self.rows: list[dict[str, Any]] = []
 
-    def continue_from(self, step: int) -> None:
-        """Read the rows of an interrupted run, up to the step that it continues from."""
+    def continue_from(self, rows: int) -> None:
+        """Read the rows of an interrupted run that were there when the checkpoint was made that it continues from."""
         if self.path.is_file():
             with self.path.open(newline="") as stream:
-                self.rows = [row for row in csv.DictReader(stream) if int(row["step"]) <= step]
+                self.rows = list(csv.DictReader(stream))[:rows]
 
     def add(self, **values: Any) -> None:
         """Add a row and write the file."""
         self.rows.append(values)
+        if not self.writes:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -68,6 +77,7 @@ class RunKeeper(Callback):
         ema: the weight averaging, if any.
         checkpoint_every_s: longest time without a checkpoint.
         patience: validations without improvement before the run stops, or None.
+        group: the processes of the run; a signal to one stops all.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class RunKeeper(Callback):
         ema: EmaWeights | None,
         checkpoint_every_s: float,
         patience: int | None,
+        group: Group = ALONE,
     ) -> None:
         self.folder = folder
         self.clock = clock
@@ -90,27 +101,57 @@ class RunKeeper(Callback):
         self.ema = ema
         self.checkpoint_every_s = checkpoint_every_s
         self.patience = patience
+        self.group = group
         self.best = -math.inf
         self.dice = math.nan
         self.waited = 0
         self._saved_at_s = 0.0
         self._losses: list[torch.Tensor] = []
+        self._cases: list[str] = []
+        self._resumed: dict[str, Any] | None = None
         self._signals = ExitStack()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {"best": self.best, "dice": self.dice, "waited": self.waited}
+        """Return what a checkpoint keeps: scores, the log's length and what is not in it yet, the random states."""
+        return {
+            "best": self.best,
+            "dice": self.dice,
+            "waited": self.waited,
+            "rows": len(self.table.rows),
+            "losses": [float(loss) for loss in self._losses],
+            "random": random_states(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            InputError: it lacks what this version keeps.
+        """
+        if missing := [name for name in KEPT if name not in state_dict]:
+            raise InputError(
+                f"is of an earlier version of segscse: it has no {missing[0]!r}",
+                file=self.folder / FOLDER / LAST,
+                remedy="Start a new run, or go on with the version that it was started with (run.json)",
+            )
         self.best, self.dice, self.waited = (state_dict[name] for name in ("best", "dice", "waited"))
+        self._resumed = state_dict
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock (set-up is not the run's time) and listen to signals, in place of Lightning's handlers."""
+        """Start the clock (set-up is not the run's time) and listen to signals, in place of Lightning's handlers.
+
+        A new run leaves a checkpoint before its first step: from then on it can be killed and resumed at any time,
+        and a folder that cannot be written to shows now.
+        """
         self._signals.enter_context(stop_on_signals(self.stop))
-        trainer.should_stop = self.clock.done  # a finished run that is resumed has nothing left to do
-        if self.clock.step:
-            self.table.continue_from(self.clock.step)
+        # A finished run that is resumed has nothing left to do.
+        trainer.should_stop = self.clock.done or self._out_of_patience
+        if self._resumed is None:
+            self._save_checkpoint(trainer)
+        else:
+            self.table.continue_from(self._resumed["rows"])
+            self._losses = [torch.tensor(loss, device=pl_module.device) for loss in self._resumed["losses"]]
+            restore_random_states(self._resumed["random"])
         self._saved_at_s = self.clock.elapsed_s
         self.clock.start()
 
@@ -119,30 +160,32 @@ class RunKeeper(Callback):
     ) -> None:
         """Count the step; log, save or stop when it is time."""
         loss = outputs["loss"].detach()
+        self._cases = sorted(set(batch["cases"]))
         if not torch.isfinite(loss):
-            model = self.folder / "model"
-            kept = f"the last good model is in {model}" if model.is_dir() else "there is no model yet"
-            raise SegscseError(
-                f"the loss became {float(loss)} at step {self.clock.step + 1}; {kept}. "
-                "Lower optim.lr or set train.precision to fp32."
-            )
+            raise self._broken(f"the loss became {float(loss)} at step {self.clock.step + 1}")
         self.clock.finish_step()
         self._losses.append(loss)
         if self.clock.step % LOG_EVERY == 0:
             self._log_steps(trainer)
-        if self.stop.signum is not None:
-            self._save_checkpoint(trainer)
-            validates_next = trainer.enable_validation and (trainer.is_last_batch or self.clock.done)
-            if not validates_next:  # else after it, so that the run resumes as if it had not been interrupted
+        self.agree_on_stop()
+        # Before a validation nothing is saved or stopped but after it: a run that goes on from there would miss it.
+        if not (trainer.enable_validation and (trainer.is_last_batch or self.clock.done)):
+            if self.stop.signum is not None:
+                self._save_checkpoint(trainer)
                 self._stop(pl_module, self.stop.signum)
-        if self.clock.elapsed_s - self._saved_at_s > self.checkpoint_every_s:
-            self._save_checkpoint(trainer)
+            if self.clock.elapsed_s - self._saved_at_s > self.checkpoint_every_s:
+                self._save_checkpoint(trainer)
         if self.clock.done:
             trainer.should_stop = True
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to validate weights that are no numbers."""
+        self._require_finite(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Export the model (with `patience` only if it is the best), write the log and a checkpoint."""
         self.clock.finish_validation()
+        self.agree_on_stop()
         scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_dice")}
         self._log_steps(trainer, **scores)
         dice = scores["val_dice"]
@@ -150,13 +193,13 @@ class RunKeeper(Callback):
         self.waited = 0 if improved else self.waited + 1
         if improved:
             self.best = dice if math.isfinite(dice) else -math.inf
-            self._save_checkpoint(trainer, "best.ckpt")
+            self._save_checkpoint(trainer, BEST)
         # Choosing the best of several validations would make the score of these cases too good. A run that stops for
         # lack of improvement has to choose.
         if improved or self.patience is None:
             self.dice = dice
             self._export(pl_module, scores)
-        elif self.waited >= self.patience:
+        elif self._out_of_patience:
             trainer.should_stop = True
         self._save_checkpoint(trainer)
         if self.stop.signum is not None and not self.clock.done:
@@ -173,6 +216,14 @@ class RunKeeper(Callback):
         """Give the signals back."""
         self._signals.close()
 
+    def agree_on_stop(self) -> None:
+        """Let a signal that reached one process stop all of them after the same step."""
+        self.stop.signum = self.group.largest(self.stop.signum or 0) or None
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return self.patience is not None and self.waited >= self.patience
+
     def _stop(self, module: pl.LightningModule, signum: int) -> None:
         """Leave a usable model and end the run."""
         if not self.clock.validations_done:
@@ -184,13 +235,29 @@ class RunKeeper(Callback):
 
     def _export(self, module: pl.LightningModule, scores: dict[str, Any]) -> None:
         assert isinstance(module, SegModule)  # the trainer only ever gets one
+        self._require_finite(module)
         state = self.ema.network_state() if self.ema is not None else None
         known = {name: None if score is None or math.isnan(score) else score for name, score in scores.items()}
         self.save_model(state if state is not None else module.network.state_dict(), known)
 
-    def _save_checkpoint(self, trainer: pl.Trainer, name: str = "last.ckpt") -> None:
-        trainer.save_checkpoint(self.folder / "checkpoints" / name)
+    def _save_checkpoint(self, trainer: pl.Trainer, name: str = LAST) -> None:
+        self._require_finite(trainer.lightning_module)
+        trainer.save_checkpoint(self.folder / FOLDER / name)
         self._saved_at_s = self.clock.elapsed_s
+
+    def _require_finite(self, module: pl.LightningModule) -> None:
+        """Refuse to keep weights that a gradient spoiled in a step whose loss was still finite."""
+        if not all(bool(weights.isfinite().all()) for weights in module.parameters()):
+            raise self._broken(f"the weights are not finite after step {self.clock.step}")
+
+    def _broken(self, problem: str) -> SegscseError:
+        """Return the error of numbers that are no numbers any more; what is on disk was good and stays."""
+        model, checkpoint = self.folder / "model", self.folder / FOLDER / LAST
+        kept = f"the last good model is in {model}" if model.is_dir() else "there is no model yet"
+        return SegscseError(
+            f"{problem}, on patches of {', '.join(self._cases)}; {kept}, the last good checkpoint is {checkpoint}. "
+            "Look at these cases, lower optim.lr, or set train.precision to fp32."
+        )
 
     def _log_steps(self, trainer: pl.Trainer, **scores: float) -> None:
         """Write one row with the mean loss since the last row, and hand the same values to the loggers."""

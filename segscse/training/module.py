@@ -6,13 +6,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from monai.metrics import DiceMetric
+from monai.metrics import compute_dice
 from torch import nn
 
 from segscse.config import OptimConfig
 from segscse.data.plan import Plan
 from segscse.inference.sliding_window import predict_volume
 from segscse.nets.dims import channels_last
+from segscse.ranks import ALONE, Group
 from segscse.training.clock import RunClock
 from segscse.training.losses import deep_supervision_loss
 from segscse.training.schedule import build_optimizer, lr_factor, peak_rate
@@ -28,30 +29,38 @@ class SegModule(pl.LightningModule):
         plan: window, labels and axes.
         optim: optimiser and schedule.
         clock: tells how far the run is.
+        group: the processes that share batches and validation cases.
     """
 
-    def __init__(self, network: nn.Module, plan: Plan, optim: OptimConfig, clock: RunClock) -> None:
+    def __init__(
+        self, network: nn.Module, plan: Plan, optim: OptimConfig, clock: RunClock, group: Group = ALONE
+    ) -> None:
         super().__init__()
         self.network = network
         self.plan = plan
         self.optim = optim
         self.clock = clock
-        self.made_up: list[torch.Tensor] = []
-        self.dice = DiceMetric(include_background=False, reduction="none", num_classes=len(plan.labels))
+        self.group = group
+        self.scores: dict[str, torch.Tensor] = {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits `(B, K, *S)` of a batch `(B, C, *S)`, at full resolution, in evaluation mode."""
         return self.network(channels_last(x))
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Return the loss of a batch of patches."""
+        """Return the loss of a batch of patches, the whole batch where processes share it."""
         factor = lr_factor(self.optim, self.clock.progress)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = peak_rate(self.optim) * factor
-        return deep_supervision_loss(self.forward(batch["image"]), batch["label"])
+        return deep_supervision_loss(self.forward(batch["image"]), batch["label"], world=self.group.world)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Segment one whole volume and add it to the Dice."""
+        """Segment one whole volume and keep its Dice; an empty item is nobody's case.
+
+        MONAI gives no score to a case without a label whatever was predicted there; a made-up structure is 0 here.
+        """
+        if not batch:
+            return
         logits = predict_volume(
             batch["image"],
             self.forward,
@@ -61,19 +70,24 @@ class SegModule(pl.LightningModule):
             batch_size=self.plan.batch_size,
         )
         predicted, reference = logits.argmax(dim=0), batch["label"].long()
-        self.dice(y_pred=predicted[None, None], y=reference[None, None])
-        counts = [map_.flatten().bincount(minlength=len(self.plan.labels))[1:] for map_ in (predicted, reference)]
-        self.made_up.append((counts[0] > 0) & (counts[1] == 0))
+        n_labels = len(self.plan.labels)
+        dice = compute_dice(
+            predicted[None, None], reference[None, None], include_background=False, num_classes=n_labels
+        )
+        counts = [map_.flatten().bincount(minlength=n_labels)[1:] for map_ in (predicted, reference)]
+        self.scores[batch["case"]] = dice[0].masked_fill((counts[0] > 0) & (counts[1] == 0), 0.0).cpu()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the mean Dice over the cases that have a label or wrongly predict it.
+        """Log the mean Dice over the cases, of all processes, that have a label or wrongly predict it.
 
-        MONAI leaves out cases without the label whatever was predicted there; a made-up structure is 0 here.
+        The cases are added up by name, so that the mean does not depend on who has which.
         """
-        scores = torch.as_tensor(self.dice.aggregate())
-        per_label = torch.nanmean(scores.masked_fill(torch.stack(self.made_up), 0.0), dim=0)
-        self.dice.reset()
-        self.made_up.clear()
+        parts = self.group.gather(self.scores)
+        scores = {name: part[name] for part in parts for name in part}
+        if len(scores) != sum(len(part) for part in parts):
+            raise RuntimeError("a validation case was given to two processes")
+        per_label = torch.nanmean(torch.stack([scores[name] for name in sorted(scores)]), dim=0)
+        self.scores = {}
         for (label, _), value in zip(self.plan.labels[1:], per_label, strict=True):
             self.log(f"val_dice_{label}", value)
         self.log("val_dice", torch.nanmean(per_label))

@@ -8,35 +8,42 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from segscse.config import ExperimentConfig, TrainConfig, load_config, parse_duration, save_config, to_builtin
 from segscse.data.datamodule import SegDataModule
+from segscse.data.index import Case
 from segscse.data.plan import Plan, load_plan, save_plan
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.sampling import PatchSampler, cut_size
 from segscse.data.split import Split, make_split
 from segscse.data.store import CaseStore
 from segscse.errors import InputError, Interrupted
-from segscse.files import read_json, write_json
+from segscse.files import LOCK, is_temporary, only_writer, read_json, remove_leftovers, write_json
 from segscse.hardware import keep_freed_memory, pick_device, pick_precision, versions
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
 from segscse.nets.build import build_unet, check_attention, network_arguments
 from segscse.nets.dims import network_to_channels_last
+from segscse.ranks import ALONE, Group, share
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
+from segscse.training.checkpoints import WholeCheckpoints, has_checkpoint, sound_checkpoint
 from segscse.training.clock import RunClock
+from segscse.training.ddp import ddp_strategy
 from segscse.training.display import run_html
+from segscse.training.loggers import GuardedLogger, check_loggers, open_loggers
 from segscse.training.module import SegModule
 from segscse.training.signals import StopRequest
 from segscse.training.tensorboard import ValidationPictures
@@ -44,14 +51,18 @@ from segscse.types import Progress
 
 # What a run leaves before its first checkpoint.
 BEGINNINGS = (
+    LOCK,
     "cache",
     "checkpoints",
     "config.yaml",
     "fingerprint.json",
+    "loggers.json",
     "metrics.csv",
+    "mlflow",
     "plan.json",
     "run.json",
     "tensorboard",
+    "wandb",
 )
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
@@ -90,8 +101,12 @@ def train_run(
     budget: str | None = None,
     resume: bool = False,
     console: Console | None = None,
+    group: Group = ALONE,
 ) -> Run:
     """Train one fold and leave a run folder.
+
+    Processes that share the run share every batch and the validation cases, and only the first writes: the result is
+    that of one process but for the order in which numbers are added up. They must share the run folder's file system.
 
     Args:
         dataset: as for `open_dataset`.
@@ -100,34 +115,30 @@ def train_run(
         labels: the folder of label maps, when `dataset` is a folder of images.
         fold: cross-validation fold, or None to train on every case.
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
-        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so.
+        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so; one that
+            was killed before its first checkpoint starts again.
         console: where progress is shown; nowhere if not given.
+        group: the processes that share the run, all of which call this.
 
     Raises:
         InputError: the data set, the configuration or the folder cannot be used.
         Interrupted: a signal stopped the run; its folder holds a checkpoint and a usable model.
     """
-    console = console or Console(stderr=True, quiet=True)
-    if resume:
-        config = _resumed_config(folder, config)
-    else:
-        _refuse_used(folder)
-    if budget is not None:
-        config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
-    check_attention(config.model)
-    device = pick_device(config.train.device)
-    precision = pick_precision(config.train.precision, device)
-    with _counted(console, "reading the data set") as progress:
-        planned = plan_dataset(dataset, config, labels=labels, progress=progress)
-    for warning in planned.warnings:
-        console.print(f"warning: {warning.file or warning.case}: {warning.problem}", style="yellow", highlight=False)
-    split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
-    setup = _Setup(folder, config, planned, split, device, precision, _record(planned, split, device, precision))
-    if resume:
-        _refuse_other_data(setup)
-    keeper = _fit(setup, console, resume=resume)
+    if console is None or not group.first:
+        console = Console(stderr=True, quiet=True)
+    _quiet_lightning()
+    shown = console
+    with ExitStack() as held:
+
+        def decide() -> tuple[_Setup, Path | None]:
+            held.enter_context(only_writer(folder))
+            return _decide(dataset, folder, config, labels, fold, budget, shown, resume=resume, world=group.world)
+
+        setup, checkpoint = group.on_first(decide)
+        with group.bound():
+            keeper = _fit(setup, console, group, checkpoint)
     dice = keeper.dice if math.isfinite(keeper.dice) else None
-    return Run(folder, dice, keeper.clock.step, split, planned)
+    return Run(folder, dice, keeper.clock.step, setup.split, setup.planned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,44 +154,95 @@ class _Setup:
     record: dict[str, Any]
 
 
-def _fit(setup: _Setup, console: Console, *, resume: bool) -> RunKeeper:
-    """Train until the clock or a signal says stop; return the keeper, which knows the model's Dice."""
-    _quiet_lightning()
+def _decide(
+    dataset: str | Path,
+    folder: Path,
+    config: ExperimentConfig,
+    labels: str | Path | None,
+    fold: int | None,
+    budget: str | None,
+    console: Console,
+    *,
+    resume: bool,
+    world: int,
+) -> tuple[_Setup, Path | None]:
+    """Return what a run starts from, and the checkpoint to go on from; here is refused what needs no more voxels."""
+    if resume:
+        config = _resumed_config(folder, config)
+    else:
+        _refuse_used(folder)
+    remove_leftovers(*_places(folder))
+    if budget is not None:
+        config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
+    check_attention(config.model)
+    check_loggers(config.train.loggers)
+    device = pick_device(config.train.device)
+    precision = pick_precision(config.train.precision, device)
+    with _counted(console, "reading the data set") as progress:
+        planned = plan_dataset(dataset, config, labels=labels, progress=progress)
+    for warning in planned.warnings:
+        _warn(console, f"{warning.file or warning.case}: {warning.problem}")
+    _refuse_odd_parts(planned.plan.batch_size, world)
+    split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
+    record = _record(planned, split, device, precision) | {"processes": world}
+    setup = _Setup(folder, config, planned, split, device, precision, record)
+    return setup, _checkpoint(setup, console) if resume else None
+
+
+def _fit(setup: _Setup, console: Console, group: Group, checkpoint: Path | None) -> RunKeeper:
+    """Train, from a checkpoint if there is one, until the clock or a signal says stop; return the keeper."""
     if setup.device.type == "cpu":
         keep_freed_memory()
     config, folder, plan = setup.config, setup.folder, setup.planned.plan
     pl.seed_everything(config.train.seed, workers=True, verbose=False)
-    clock = RunClock(parse_duration(config.train.budget), config.train.max_steps, config.train.validations)
+    # Whatever depends on time is decided by the first process' clock, so that all make the same steps.
+    clock = RunClock(
+        parse_duration(config.train.budget),
+        config.train.max_steps,
+        config.train.validations,
+        now=lambda: group.from_first(monotonic()),
+    )
     arguments = network_arguments(plan, config.model)
     network = network_to_channels_last(build_unet(arguments), plan.spatial_dims)
     with _counted(console, "preprocessing") as progress:
-        data = _data(setup, clock, progress)
+        data = _data(setup, clock, progress, group)
     # Everything that can be refused has been: from here on there is a run.
-    save_config(folder / "config.yaml", config)
-    if not resume:
-        save_plan(folder / "plan.json", plan)
-        write_json(folder / "fingerprint.json", setup.planned.fingerprint.to_json())
-        write_json(folder / "run.json", setup.record)
+    group.on_first(lambda: _write_beginnings(setup, fresh=checkpoint is None))
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
-    keeper = _keeper(setup, clock, arguments, ema)
+    keeper = _keeper(setup, clock, arguments, ema, group)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
-    trainer = _trainer(setup, [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)])
-    module = SegModule(network, plan, config.optim, clock)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
+    callbacks = [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
+    loggers = open_loggers(config, folder, lambda line: _warn(console, line)) if group.first else []
+    trainer = _trainer(setup, callbacks, loggers, group)
+    module = SegModule(network, plan, config.optim, clock, group)
     try:
-        trainer.fit(module, data, ckpt_path=checkpoint if resume else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # Lightning's answer to signals that the keeper does not see, such as a second SIGINT
         number = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else signal.SIGTERM
         raise Interrupted(number, f"stopped at once, at step {clock.step} (run folder: {folder})") from error
+    keeper.agree_on_stop()
     if keeper.stop.signum is not None:  # it came after the last step
         raise Interrupted(keeper.stop.signum, f"stopped when the run had ended (run folder: {folder})")
     return keeper
 
 
-def _keeper(setup: _Setup, clock: RunClock, arguments: dict[str, Any], ema: EmaWeights | None) -> RunKeeper:
+def _write_beginnings(setup: _Setup, *, fresh: bool) -> None:
+    """Write what the run was started with."""
+    save_config(setup.folder / "config.yaml", setup.config)
+    if fresh:
+        save_plan(setup.folder / "plan.json", setup.planned.plan)
+        write_json(setup.folder / "fingerprint.json", setup.planned.fingerprint.to_json())
+        write_json(setup.folder / "run.json", setup.record)
+
+
+def _keeper(
+    setup: _Setup, clock: RunClock, arguments: dict[str, Any], ema: EmaWeights | None, group: Group
+) -> RunKeeper:
     config, folder, plan = setup.config, setup.folder, setup.planned.plan
 
     def save(weights: dict[str, torch.Tensor], scores: dict[str, Any]) -> None:
+        if not group.first:
+            return
         chosen = {"step": clock.step, "validation": scores, "config": to_builtin(asdict(config))}
         save_model(folder / "model", ModelFolder(plan, arguments, {**setup.record, **chosen}, weights))
 
@@ -189,25 +251,36 @@ def _keeper(setup: _Setup, clock: RunClock, arguments: dict[str, Any], ema: EmaW
     return RunKeeper(
         folder,
         clock,
-        MetricsTable(folder / "metrics.csv", columns),
+        MetricsTable(folder / "metrics.csv", columns, writes=group.first),
         StopRequest(),
         save,
         ema=ema,
         checkpoint_every_s=parse_duration(config.train.checkpoint_every),
         patience=config.train.patience,
+        group=group,
     )
 
 
-def _trainer(setup: _Setup, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(setup: _Setup, callbacks: list[pl.Callback], loggers: list[GuardedLogger], group: Group) -> pl.Trainer:
+    plugins: list[Any] = [WholeCheckpoints()]
+    places: dict[str, Any] = {"devices": [torch.cuda.current_device()] if setup.device.type == "cuda" else 1}
+    if group.world > 1:
+        places = {"devices": group.ranks.local_world, "num_nodes": group.ranks.nodes, "strategy": ddp_strategy(group)}
+    else:
+        # What a launcher says of this process is not meant for a run that it makes alone.
+        plugins.append(LightningEnvironment())
+        rank_zero_only.rank = 0  # type: ignore[attr-defined]
     return pl.Trainer(
         accelerator=setup.device.type,
-        devices=1,
+        **places,
         precision=LIGHTNING_PRECISION[setup.precision],  # type: ignore[arg-type]
         max_epochs=-1,
         callbacks=callbacks,
-        logger=TensorBoardLogger(setup.folder, name="tensorboard", version=""),
+        plugins=plugins,
+        logger=loggers,
         gradient_clip_val=setup.config.optim.clip_norm,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,
         limit_val_batches=1.0 if setup.split.validation else 0,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -217,14 +290,15 @@ def _trainer(setup: _Setup, callbacks: list[pl.Callback]) -> pl.Trainer:
     )
 
 
-def _data(setup: _Setup, clock: RunClock, progress: Progress) -> SegDataModule:
+def _data(setup: _Setup, clock: RunClock, progress: Progress, group: Group) -> SegDataModule:
     planned, split, config = setup.planned, setup.split, setup.config
     ids = {*split.training, *split.validation}
     cases = [case for case in planned.index.cases if case.id in ids]
-    store = CaseStore(cases, planned.plan, setup.folder / "cache", config.data.cache_gb)
-    store.prepare(progress)
+    store = _prepared(setup, cases, progress, group)
     shapes = store.shapes()
-    clock.validation_batches = sum(n_batches(shapes[name], planned.plan) for name in split.validation)
+    parts = deal_by_size({name: n_batches(shapes[name], planned.plan) for name in split.validation}, group.world)
+    # A call takes whole batches, of which a step takes this process' part.
+    clock.validation_batches = group.world * max(sum(part.values()) for part in parts)
     sampler = PatchSampler(
         store=store,
         cases=split.training,
@@ -239,11 +313,30 @@ def _data(setup: _Setup, clock: RunClock, progress: Progress) -> SegDataModule:
     rounds = bool(split.validation)
     return SegDataModule(
         sampler,
-        split.validation,
+        list(parts[group.rank]),
         config.augment,
         lambda: clock.step,
         lambda: clock.done or (rounds and clock.round_done),
+        group,
     )
+
+
+def _prepared(setup: _Setup, cases: list[Case], progress: Progress, group: Group) -> CaseStore:
+    """Return the preprocessed cases; several processes share the work, and the arrays by files in the run's cache."""
+    plan, folder, memory_gb = setup.planned.plan, setup.folder / "cache", setup.config.data.cache_gb
+    if group.world > 1:
+        memory_gb = 0.0
+        CaseStore(group.share(cases), plan, folder, memory_gb).prepare(progress)
+        group.barrier()
+    store = CaseStore(cases, plan, folder, memory_gb)
+    store.prepare(progress)
+    return store
+
+
+def deal_by_size(sizes: dict[str, int], world: int) -> list[dict[str, int]]:
+    """Return what each process takes of named pieces of work, about equally much; every piece is in one part."""
+    by_size = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
+    return [dict(share(by_size, rank, world)) for rank in range(world)]
 
 
 def n_batches(shape: Sequence[int], plan: Plan) -> int:
@@ -272,13 +365,30 @@ def _record(planned: PlannedDataset, split: Split, device: torch.device, precisi
     }
 
 
+def _refuse_odd_parts(batch_size: int, world: int) -> None:
+    """Refuse to share a batch whose parts would differ: the mean of the parts' gradients would not be the batch's."""
+    if batch_size % world:
+        below = batch_size - batch_size % world
+        raise InputError(
+            f"a batch of {batch_size} patches cannot be shared by {world} processes in equal parts",
+            remedy=f"Set data.batch_size to {f'{below} or ' if below else ''}{below + world}, or start another number",
+        )
+
+
+def _places(folder: Path) -> list[Path]:
+    """Return the folders of a run into which it writes."""
+    return [folder, *(folder / name for name in ("checkpoints", "model")), *(folder / "cache").glob("*")]
+
+
+def _only_begun(folder: Path) -> bool:
+    """Return whether a folder holds nothing but what a run leaves that never reached a checkpoint."""
+    names = {item.name for item in folder.iterdir() if not is_temporary(item)}
+    return names <= set(BEGINNINGS) and not has_checkpoint(folder)
+
+
 def _refuse_used(folder: Path) -> None:
     """Refuse a folder that holds anything but the beginnings of a run that never reached a checkpoint."""
-    if not folder.exists():
-        return
-    names = {item.name for item in folder.iterdir()} if folder.is_dir() else {folder.name}
-    unfinished = names <= set(BEGINNINGS) and not (folder / "checkpoints" / "last.ckpt").exists()
-    if not unfinished:
+    if not _only_begun(folder):
         raise InputError(
             "already exists and is not empty",
             file=folder,
@@ -288,7 +398,8 @@ def _refuse_used(folder: Path) -> None:
 
 def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
     """Return the configuration that the run was started with; only its length may be another."""
-    for name in ("config.yaml", "plan.json", "run.json", "checkpoints/last.ckpt"):
+    needed = ["config.yaml"] if _only_begun(folder) else ["config.yaml", "plan.json", "run.json"]
+    for name in needed:
         if not (folder / name).is_file():
             raise InputError(f"cannot be resumed: it has no {name}", file=folder, remedy="Start it without --resume")
     saved = load_config(folder / "config.yaml")
@@ -301,6 +412,25 @@ def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
             remedy="Resume without --config and other settings",
         )
     return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
+
+
+def _checkpoint(setup: _Setup, console: Console) -> Path | None:
+    """Return the checkpoint that a run goes on from; None if it was killed before the first one.
+
+    Raises:
+        InputError: it was started with other data, or there is no sound checkpoint.
+    """
+    if _only_begun(setup.folder):
+        _warn(console, f"{setup.folder}: has no checkpoint yet; the run starts from the beginning")
+        return None
+    _refuse_other_data(setup)
+    before, now = read_json(setup.folder / "run.json").get("versions", {}), setup.record["versions"]
+    if other := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
+        _warn(console, f"{setup.folder}: was started with {'; '.join(other)}: results may differ a little")
+    checkpoint, problem = sound_checkpoint(setup.folder)
+    if problem:
+        _warn(console, problem)
+    return checkpoint
 
 
 def _refuse_other_data(setup: _Setup) -> None:
@@ -318,6 +448,10 @@ def _refuse_other_data(setup: _Setup) -> None:
         )
 
 
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def _counted(console: Console, what: str) -> Iterator[Progress]:
     """Show what is going on and how many cases are done."""
@@ -331,4 +465,5 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"pytorch_lightning\..*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of kernels of one voxel: either is right
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,9 +1,10 @@
-"""What TensorBoard shows beside the curves: an example prediction and the gates' statistics at every validation."""
+"""What loggers show beside the curves: an example prediction and the gates' statistics at every validation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.colors import to_rgb
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from segscse.attention import AttentionBlock
 from segscse.data.plan import Plan
 from segscse.evaluation.scene import grey_limits, label_colour
 from segscse.inference.sliding_window import predict_volume
+from segscse.training.loggers import GuardedLogger
 from segscse.training.module import SegModule
 
 _OPACITY = 0.45
@@ -46,8 +47,8 @@ class ValidationPictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the picture and the statistics of the first case."""
-        boards = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if batch_idx or not boards:
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, GuardedLogger) and logger.working]
+        if batch_idx or not loggers:
             return
         assert isinstance(pl_module, SegModule)  # the trainer only ever gets one
         plan = self.plan
@@ -62,12 +63,31 @@ class ValidationPictures(Callback):
             )
         picture = example_picture(image[0], logits.argmax(dim=0), label, axis, plan.label_ids)
         step = pl_module.clock.step
-        for board in boards:
-            board.add_image("example: image, prediction, reference", picture, step, dataformats="HWC")
-            for name, weights in gates.items():
-                board.add_histogram(f"gate/{name}", weights, step)
-                board.add_scalar(f"gate_mean/{name}", float(weights.mean()), step)
-                board.add_scalar(f"gate_std/{name}", float(weights.std(correction=0)), step)
+        scalars = {f"gate_{what}/{name}": value for name, gate in gates.items() for what, value in gate.moments.items()}
+        for logger in loggers:
+            logger.log_picture("example: image, prediction, reference", picture, step)
+            logger.log_metrics(scalars, step)
+            for name, gate in gates.items():
+                logger.log_histogram(f"gate/{name}", gate.sample, step)
+
+
+@dataclass(frozen=True, slots=True)
+class GateStatistics:
+    """What a block's gate did to one window.
+
+    Attributes:
+        mean: over all of its weights; `std` likewise.
+        sample: up to 10000 of them, for a histogram, `(N,)` float32.
+    """
+
+    mean: float
+    std: float
+    sample: np.ndarray
+
+    @property
+    def moments(self) -> dict[str, float]:
+        """Mean and standard deviation by name."""
+        return {"mean": self.mean, "std": self.std}
 
 
 def example_window(image: torch.Tensor, label: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -76,8 +96,7 @@ def example_window(image: torch.Tensor, label: torch.Tensor, plan: Plan) -> tupl
     Returns:
         Both cut, and the axis to show slices of: that of the 2D windows, else the one with the fewest voxels.
     """
-    found = torch.nonzero(label)
-    centre = found.float().mean(dim=0).round().long().tolist() if len(found) else [size // 2 for size in label.shape]
+    centre = foreground_centre(label)
     sizes = [1, 1, 1]
     for axis, size in zip(plan.window_axes, plan.patch_size, strict=True):
         sizes[axis] = size
@@ -87,6 +106,17 @@ def example_window(image: torch.Tensor, label: torch.Tensor, plan: Plan) -> tupl
         cut.append(slice(start, start + size))
     window = label[tuple(cut)]
     return image[(slice(None), *cut)], window, int(np.argmin(window.shape))
+
+
+def foreground_centre(label: torch.Tensor) -> list[int]:
+    """Return the voxel nearest to the foreground's centre of mass in `(X, Y, Z)`, or the middle without foreground."""
+    mask = label > 0
+    centre = []
+    for axis, size in enumerate(label.shape):
+        counts = mask.sum(dim=[other for other in range(label.ndim) if other != axis]).double().cpu()
+        total = float(counts.sum())
+        centre.append(round(float(counts @ torch.arange(size).double()) / total) if total else size // 2)
+    return centre
 
 
 def example_picture(
@@ -117,13 +147,13 @@ def example_picture(
 
 
 @contextmanager
-def gate_weights(network: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect, by layer, a sample of the gates' weights from the next forward pass.
+def gate_weights(network: torch.nn.Module) -> Iterator[dict[str, GateStatistics]]:
+    """Collect, by layer, the statistics of the gates' weights in the next forward pass.
 
     Only of blocks whose gate multiplies the map: an affinity matrix or a choice among branches is no gate in that
     sense. A block within another block is not listed on its own.
     """
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, GateStatistics] = {}
     handles = []
     outer: list[str] = []
 
@@ -136,8 +166,7 @@ def gate_weights(network: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
                 size in (1, full) for size, full in zip(weights.shape, inputs[0].shape, strict=True)
             )
             if name not in found and multiplies and weights.numel() > 1:
-                flat = weights.float().flatten()
-                found[name] = flat[:: max(1, flat.numel() // _SAMPLE)].cpu()
+                found[name] = gate_statistics(weights)
 
         return hook
 
@@ -150,3 +179,16 @@ def gate_weights(network: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def gate_statistics(weights: torch.Tensor) -> GateStatistics:
+    """Sum up a gate's weights, of any shape.
+
+    The sample is drawn at random, with a seed of its own: every n-th weight would be the same row or column of the map
+    again and again where n is a multiple of its size.
+    """
+    flat = weights.float().flatten()
+    sample = flat
+    if len(flat) > _SAMPLE:
+        sample = flat[torch.randint(len(flat), (_SAMPLE,), generator=torch.Generator().manual_seed(0)).to(flat.device)]
+    return GateStatistics(float(flat.mean()), float(flat.std(correction=0)), sample.cpu().numpy())

@@ -19,6 +19,10 @@ def _generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def _draws(size, seed=0):
+    return [np.random.default_rng([seed, index]) for index in range(size)]
+
+
 def _batch(shape=(12, 14, 10), size=4, seed=0):
     image = torch.randn(size, 2, *shape, generator=_generator(seed))
     label = (torch.rand(size, *shape, generator=_generator(seed + 1)) * 3).to(torch.uint8)
@@ -41,23 +45,32 @@ class TestWholeBatches:
     def test_with_every_probability_zero_the_result_is_the_centre_cut(self, build_plan, dims):
         image, label = _batch((12, 14, 10)[:dims])
         plan = _plan(build_plan, dims)
-        out, out_label = augment_batch(image, label, plan, NOTHING, _generator())
+        out, out_label = augment_batch(image, label, plan, NOTHING, _draws(4))
         middle = (slice(2, 10), slice(3, 11), slice(1, 9))[:dims]
         assert torch.equal(out, image[(..., *middle)])
         assert torch.equal(out_label, label[(..., *middle)])
 
     def test_equal_generators_give_equal_results_and_others_do_not(self, build_plan, dims):
         plan, config = _plan(build_plan, dims), AugmentConfig(spatial_p=0.7, noise_p=0.7, gamma_p=0.7)
-        results = [augment_batch(*_batch((12, 14, 10)[:dims]), plan, config, _generator(seed)) for seed in (1, 1, 2)]
+        results = [augment_batch(*_batch((12, 14, 10)[:dims]), plan, config, _draws(4, seed)) for seed in (1, 1, 2)]
         assert torch.equal(results[0][0], results[1][0])
         assert torch.equal(results[0][1], results[1][1])
         assert not torch.equal(results[0][0], results[2][0])
+
+    def test_what_becomes_of_a_sample_does_not_depend_on_the_others(self, build_plan, dims):
+        plan, config = _plan(build_plan, dims), AugmentConfig(spatial_p=0.7, **dict.fromkeys(INTENSITIES, 0.5))
+        whole = augment_batch(*_batch((12, 14, 10)[:dims], size=12), plan, config, _draws(12))
+        image, label = _batch((12, 14, 10)[:dims], size=12)
+        for part in (slice(0, None, 2), slice(1, None, 2)):
+            out, out_label = augment_batch(image[part], label[part], plan, config, _draws(12)[part])
+            torch.testing.assert_close(out, whole[0][part], rtol=0, atol=0)
+            assert torch.equal(out_label, whole[1][part])
 
     def test_the_cut_that_came_in_is_left_as_it_is(self, build_plan, dims):
         image, label = _batch((12, 14, 10)[:dims])
         kept = image.clone(), label.clone()
         always = AugmentConfig(spatial_p=1, **dict.fromkeys(INTENSITIES, 1.0))
-        out, out_label = augment_batch(image, label, _plan(build_plan, dims), always, _generator())
+        out, out_label = augment_batch(image, label, _plan(build_plan, dims), always, _draws(4))
         assert torch.equal(image, kept[0])
         assert torch.equal(label, kept[1])
         assert out.dtype == torch.float32
@@ -67,7 +80,7 @@ class TestWholeBatches:
     def test_labels_are_only_those_that_were_there(self, build_plan, dims):
         image, label = _batch((12, 14, 10)[:dims])
         config = AugmentConfig(spatial_p=1)
-        _, out = augment_batch(image, (label * 20).to(torch.uint8), _plan(build_plan, dims), config, _generator())
+        _, out = augment_batch(image, (label * 20).to(torch.uint8), _plan(build_plan, dims), config, _draws(4))
         assert set(out.unique().tolist()) <= {0, 20, 40}
 
     @pytest.mark.parametrize("axis", [0, -1])
@@ -77,7 +90,7 @@ class TestWholeBatches:
         image, label = image.transpose(2, 2 + axis), label.transpose(1, 1 + axis)
         plan = _plan(build_plan, dims, patch_size=(16,) * dims)
         config = dataclasses.replace(NOTHING, spatial_p=0.9, mirror=True, scale=(0.8, 1.2))
-        out, out_label = augment_batch(image, label, plan, config, _generator(axis))
+        out, out_label = augment_batch(image, label, plan, config, _draws(6, axis))
         # A linear ramp is interpolated exactly, and the nearest voxel is at most half a voxel away.
         assert (out[:, 0] - out_label).abs().max() <= 0.5 + 1e-3
         assert (out_label > 0).all()
@@ -87,7 +100,7 @@ class TestWholeBatches:
     def test_intensities_change_and_labels_do_not(self, build_plan, dims, name):
         image, label = _batch((12, 14, 10)[:dims])
         plan = _plan(build_plan, dims)
-        out, out_label = augment_batch(image, label, plan, dataclasses.replace(NOTHING, **{name: 1.0}), _generator())
+        out, out_label = augment_batch(image, label, plan, dataclasses.replace(NOTHING, **{name: 1.0}), _draws(4))
         cut = centre_cut(image, plan.patch_size)
         assert all(not torch.allclose(out[index], cut[index], atol=1e-4) for index in range(len(out)))
         assert torch.equal(out_label, centre_cut(label[:, None], plan.patch_size)[:, 0])
@@ -101,7 +114,7 @@ class TestMirroring:
         for axis in range(3):
             image, label = _coordinates((6, 6, 6), 32)
             image, label = image.transpose(2, 2 + axis), label.transpose(1, 1 + axis)
-            out, out_label = augment_batch(image, label, plan, config, _generator())
+            out, out_label = augment_batch(image, label, plan, config, _draws(32))
             flipped = torch.tensor([not torch.equal(out[n], image[n]) for n in range(32)])
             assert flipped.any() == (axis in allowed)
             assert not flipped.all()
@@ -112,13 +125,13 @@ class TestMirroring:
         plan = _plan(build_plan, 2, slice_axis=0, patch_size=(6, 6), mirror_axes=(2,))
         image, label = _coordinates((6, 6), 32)
         config = dataclasses.replace(NOTHING, mirror=True)
-        assert torch.equal(augment_batch(image, label, plan, config, _generator())[0], image)
+        assert torch.equal(augment_batch(image, label, plan, config, _draws(32))[0], image)
         image, label = image.transpose(2, 3), label.transpose(1, 2)
-        assert not torch.equal(augment_batch(image, label, plan, config, _generator())[0], image)
+        assert not torch.equal(augment_batch(image, label, plan, config, _draws(32))[0], image)
 
     def test_half_of_the_samples_are_mirrored(self):
         image, label = _coordinates((4, 4), 2000)
-        out, _ = random_mirror(image, label, [0], _generator())
+        out, _ = random_mirror(image, label, [0], _draws(2000))
         assert (out[:, 0, 0, 0] == 4).float().mean() == pytest.approx(0.5, abs=0.05)
 
 
@@ -158,17 +171,17 @@ class TestAffine:
         image = torch.zeros(1, 1, 40, 40)
         image[..., 17:23, 17:23] = 1.0
         config = AugmentConfig(rotation_deg=0.0, scale=(factor, factor), spatial_p=1.0)
-        out, label = random_affine(image, image[:, 0].to(torch.uint8), (24, 24), (1.0, 1.0), config, _generator())
+        out, label = random_affine(image, image[:, 0].to(torch.uint8), (24, 24), (1.0, 1.0), config, _draws(1))
         assert label.sum().item() == pytest.approx(edge**2, rel=0.35)
         assert out.sum().item() == pytest.approx(edge**2, rel=0.1)
 
     def test_rotations_are_rotations_within_the_limit(self):
-        matrices = augment._rotations(200, (1.0, 1.0), 30.0, _generator())
+        matrices = augment._rotations((1.0, 1.0), 30.0, _draws(200))
         np.testing.assert_allclose(matrices @ matrices.mT, np.eye(2)[None].repeat(200, 0), atol=1e-5)
         angles = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]))
         assert -30.0 <= angles.min() < -25.0
         assert 25.0 < angles.max() <= 30.0
-        solid = augment._rotations(50, (1.0, 1.0, 2.9), 30.0, _generator())
+        solid = augment._rotations((1.0, 1.0, 2.9), 30.0, _draws(50))
         np.testing.assert_allclose(torch.linalg.det(solid), 1.0, atol=1e-5)
         assert (solid[:, 2, :2].abs() > 1e-3).any()
 
@@ -176,7 +189,7 @@ class TestAffine:
     def test_an_axis_over_three_times_coarser_is_never_mixed_with_the_others(self, coarse):
         spacing = [1.0, 1.0, 1.0]
         spacing[coarse] = 3.5
-        matrices = augment._rotations(50, spacing, 30.0, _generator())
+        matrices = augment._rotations(spacing, 30.0, _draws(50))
         expected = torch.eye(3)[coarse].expand(50, 3)
         assert torch.equal(matrices[:, coarse], expected)
         assert torch.equal(matrices[:, :, coarse], expected)
@@ -186,7 +199,7 @@ class TestAffine:
     def test_beyond_the_image_there_is_background(self):
         image, label = torch.ones(1, 1, 8, 8), torch.ones(1, 8, 8, dtype=torch.uint8)
         config = AugmentConfig(rotation_deg=0.0, scale=(0.5, 0.5), spatial_p=1.0)
-        out, out_label = random_affine(image, label, (8, 8), (1.0, 1.0), config, _generator())
+        out, out_label = random_affine(image, label, (8, 8), (1.0, 1.0), config, _draws(1))
         assert out[0, 0, 0, 0] == 0
         assert out_label[0, 0, 0] == 0
         assert out_label[0, 4, 4] == 1
@@ -194,7 +207,7 @@ class TestAffine:
     def test_the_given_share_of_samples_is_moved(self):
         image, label = _coordinates((6, 6), 2000)
         config = dataclasses.replace(NOTHING, spatial_p=0.3)
-        out, _ = random_affine(image, label, (4, 4), (1.0, 1.0), config, _generator())
+        out, _ = random_affine(image, label, (4, 4), (1.0, 1.0), config, _draws(2000))
         moved = (out != centre_cut(image, (4, 4))).flatten(1).any(1)
         assert moved.float().mean() == pytest.approx(1 - 0.7**2, abs=0.04)  # a turn, a zoom or both
 
@@ -210,20 +223,20 @@ class TestIntensities:
 
     def test_gamma_keeps_mean_and_spread_and_the_order_of_intensities(self):
         image, _ = _batch((10, 10))
-        out = augment._gamma(image.clone(), dataclasses.replace(NOTHING, gamma_p=1.0), _generator())
+        out = augment._gamma(image.clone(), dataclasses.replace(NOTHING, gamma_p=1.0), _draws(4))
         np.testing.assert_allclose(out.flatten(2).mean(2), image.flatten(2).mean(2), atol=1e-4)
         np.testing.assert_allclose(out.flatten(2).std(2), image.flatten(2).std(2), rtol=1e-3)
         assert torch.equal(out.flatten(2).argsort(2), image.flatten(2).argsort(2))
 
     def test_contrast_keeps_the_range(self):
         image, _ = _batch((10, 10), size=32)
-        out = augment._contrast(image.clone(), dataclasses.replace(NOTHING, contrast_p=1.0), _generator())
+        out = augment._contrast(image.clone(), dataclasses.replace(NOTHING, contrast_p=1.0), _draws(32))
         assert (out.flatten(2).amax(2) <= image.flatten(2).amax(2) + 1e-6).all()
         assert (out.flatten(2).amin(2) >= image.flatten(2).amin(2) - 1e-6).all()
 
     def test_brightness_is_one_factor_per_sample(self):
         image, _ = _batch((10, 10), size=32)
-        out = augment._brightness(image, dataclasses.replace(NOTHING, brightness_p=1.0), _generator())
+        out = augment._brightness(image, dataclasses.replace(NOTHING, brightness_p=1.0), _draws(32))
         factors = (out / image).flatten(1)
         np.testing.assert_allclose(factors, factors[:, :1].expand_as(factors), rtol=1e-4)
         assert 0.75 <= factors.min() < 0.85
@@ -231,14 +244,14 @@ class TestIntensities:
 
     def test_noise_is_added_with_a_variance_of_at_most_a_tenth(self):
         image = torch.zeros(64, 1, 20, 20)
-        out = augment._noise(image, dataclasses.replace(NOTHING, noise_p=1.0), _generator())
+        out = augment._noise(image, dataclasses.replace(NOTHING, noise_p=1.0), _draws(64))
         variances = out.flatten(1).var(1)
         assert variances.max() < 0.13
         assert variances.mean() == pytest.approx(0.05, abs=0.015)
 
     def test_low_resolution_smooths_and_keeps_the_shape(self):
         image, _ = _batch((16, 16, 16))
-        out = augment._low_resolution(image.clone(), dataclasses.replace(NOTHING, low_resolution_p=1.0), _generator())
+        out = augment._low_resolution(image.clone(), dataclasses.replace(NOTHING, low_resolution_p=1.0), _draws(4))
         assert out.shape == image.shape
         assert (out.flatten(1).std(1) < image.flatten(1).std(1)).all()
 
@@ -246,5 +259,5 @@ class TestIntensities:
         always = dataclasses.replace(NOTHING, **dict.fromkeys(INTENSITIES, 1.0))
         image = torch.full((2, 1, 8, 8, 8), 3.0)
         for intensity in (augment._blur, augment._contrast, augment._low_resolution, augment._gamma):
-            out = intensity(image.clone(), always, _generator())
+            out = intensity(image.clone(), always, _draws(2))
             np.testing.assert_allclose(out, image, atol=1e-4)

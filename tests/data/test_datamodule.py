@@ -7,6 +7,7 @@ from segscse.data.datamodule import SegDataModule
 from segscse.data.index import open_dataset
 from segscse.data.sampling import PatchSampler
 from segscse.data.store import CaseStore
+from segscse.ranks import Group, Ranks
 
 AUGMENT = AugmentConfig(spatial_p=0.8, noise_p=0.8)
 
@@ -65,11 +66,40 @@ def test_training_batches_are_augmented_as_seed_and_step_say(sampler):
     assert first["image"].shape == (2, 1, 8, 8, 8)
     assert torch.equal(first["image"], again["image"])
     assert torch.equal(first["label"], again["label"])
-    generator = torch.Generator().manual_seed((11 << 32) + 5)
-    image, label = augment_batch(batch["image"], batch["label"], sampler.plan, AUGMENT, generator)
+    draws = sampler.augmentation(5)
+    image, label = augment_batch(batch["image"], batch["label"], sampler.plan, AUGMENT, draws)
     assert torch.equal(first["image"], image)
     assert torch.equal(first["label"], label)
     assert not torch.equal(module.on_after_batch_transfer({**batch, "step": 6}, 0)["image"], first["image"])
+
+
+def test_another_seed_augments_otherwise(sampler):
+    other = PatchSampler(sampler.store, sampler.cases, sampler.plan, sampler.cut_size, 0.5, 12)
+    batch = {**sampler.batch(5), "step": 5}
+    images = [_module(source).on_after_batch_transfer(dict(batch), 0)["image"] for source in (sampler, other)]
+    assert not torch.equal(*images)
+
+
+def test_the_parts_of_two_processes_are_the_batch_of_one(sampler):
+    whole = _loaded(sampler, Group(Ranks()))
+    parts = [_loaded(sampler, Group(Ranks(rank, 2, rank, 2))) for rank in range(2)]
+    for key in ("image", "label"):
+        for step in range(3):
+            together = torch.stack([part[step][key] for part in parts], dim=1).flatten(0, 1)  # dealt like cards
+            assert torch.equal(together, whole[step][key])
+
+
+def _loaded(sampler, group):
+    rounds = Round(0, 3)
+    module = SegDataModule(sampler, [], AUGMENT, rounds.start, rounds.stop, group)
+    return [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
+
+
+def test_a_process_without_validation_cases_has_one_empty_item(sampler):
+    rounds = Round(0, 1)
+    module = SegDataModule(sampler, [], AUGMENT, rounds.start, rounds.stop)
+    assert list(module.val_dataloader()) == [{}]
+    assert module.on_after_batch_transfer({}, 0) == {}
 
 
 def test_the_largest_seed_works(sampler):

@@ -17,6 +17,7 @@ def _fact(case, samples, counts, content="00", **changes):
         "spacing_mm": (1.0, 1.0, 2.0),
         "n_channels": len(samples),
         "label_counts": counts,
+        "label_centres_mm": {},
         "samples": np.array(samples, float),
         "extremes": tuple((min(channel), max(channel)) for channel in samples),
         "whole_numbers": True,

@@ -64,6 +64,31 @@ class TestBatches:
         assert image[label == 2].mean() > image[label == 1].mean() + 0.5
 
 
+@pytest.mark.parametrize("flat", [None, 0, 2])
+@pytest.mark.parametrize("cut", [(8, 8, 8), (13, 14, 12)])
+def test_batches_are_the_same_whatever_the_cache(tmp_path, tiny_dataset, build_plan, flat, cut):
+    """All in memory, all on disk, and some of both, prepared in another order."""
+    plan = build_plan(**(_flat(slice_axis=flat) if flat is not None else {}))
+    cases = open_dataset(tiny_dataset).cases
+    names = tuple(case.id for case in cases)
+    one = CaseStore(cases, plan, tmp_path / "a", 1.0)[names[0]].nbytes
+    stores = [
+        CaseStore(order, plan, tmp_path / f"{gb}", gb)
+        for order, gb in ((cases, 1.0), (cases, 0.0), (cases[::-1], 2.5 * one / 1e9))
+    ]
+    samplers = [PatchSampler(store, names, plan, cut[: plan.spatial_dims], 0.5, 7) for store in stores]
+    for store in stores:
+        store.prepare()
+    assert [sum(store[name].mapped for name in names) for store in stores] == [0, 6, 4]
+    for step in range(6):
+        expected, *others = (sampler.batch(step) for sampler in samplers)
+        for batch in others:
+            for key in ("image", "label"):
+                assert torch.equal(batch[key], expected[key])
+                assert batch[key].is_contiguous()
+                assert batch[key].dtype == expected[key].dtype
+
+
 class TestPlaces:
     @pytest.mark.parametrize("share", [0.0, 0.33, 1.0])
     @pytest.mark.parametrize("flat", [False, True])

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from volumes import TINY_AFFINE, TINY_SHAPE, tiny_case
 
 from segscse.data.index import Case, open_dataset
 from segscse.data.plan import Normalisation
-from segscse.data.store import PLACES_PER_CLASS, CaseStore, find_places
+from segscse.data.store import CaseStore
 from segscse.data.transforms import preprocess
 from segscse.errors import InputError
 
@@ -44,6 +45,69 @@ def test_memory_and_disk_give_identical_arrays(tmp_path, cases, build_plan):
     assert _folders(tmp_path / "none") == []
     assert len(_folders(tmp_path / "disk")) == 3
     assert not list((tmp_path / "disk").rglob("*.tmp*"))
+
+
+def _flat(build_plan, axis):
+    return build_plan(spatial_dims=2, slice_axis=axis, patch_size=(8, 8), mirror_axes=(0, 1))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_on_disk_a_slice_of_a_2d_network_lies_in_one_piece(tmp_path, cases, build_plan, axis):
+    plan = _flat(build_plan, axis)
+    on_disk, in_memory = (CaseStore(cases, plan, tmp_path, gb)[cases[0].id] for gb in (0.0, 1.0))
+    CaseStore(cases[:1], plan, tmp_path / "memory", 1.0).prepare()
+    expected = preprocess(cases[0].images, cases[0].label, plan)
+    assert torch.equal(on_disk.image, expected.image)
+    assert torch.equal(on_disk.label, expected.label)
+    assert in_memory.mapped  # it was on disk already
+    assert on_disk.image.select(axis + 1, 3).is_contiguous()
+    assert on_disk.label.select(axis, 3).is_contiguous()
+
+
+def test_many_cases_on_disk_stay_closed_until_they_are_asked_for(tmp_path, cases, build_plan):
+    store = CaseStore(cases, build_plan(), tmp_path, 0.0)
+    store.prepare()
+    held = store[cases[0].id]
+    maps = Path("/proc/self/maps").read_text()
+    assert maps.count(str(tmp_path)) == 3  # image, label and places of the one that is held
+    before = len(os.listdir("/proc/self/fd"))
+    patches = [store[case.id].image[:, :2].clone() for case in cases for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    del held
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert len(patches) == 60
+
+
+@pytest.mark.parametrize("name", ["image", "label", "places"])
+@pytest.mark.parametrize("damage", ["gone", "cut short", "empty"])
+def test_a_file_that_is_damaged_during_the_run_is_named_and_made_again_by_the_next(
+    tmp_path, cases, build_plan, name, damage
+):
+    store = CaseStore(cases[:1], build_plan(), tmp_path, 0.0)
+    expected = store[cases[0].id].image.clone()
+    (path,) = tmp_path.rglob(f"{name}.npy")
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut short" else b"")
+    with pytest.raises(InputError, match=rf"{name}\.npy: cannot be read .* Delete its folder"):
+        store[cases[0].id]
+    assert torch.equal(CaseStore(cases[:1], build_plan(), tmp_path, 0.0)[cases[0].id].image, expected)
+
+
+def test_preprocessing_that_was_stopped_goes_on_where_it_was(tmp_path, cases, build_plan, monkeypatch):
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CaseStore(cases, build_plan(), tmp_path, 0.0).prepare(stop)
+    made = []
+    monkeypatch.setattr(
+        "segscse.data.store.preprocess", lambda images, *rest: made.append(images) or preprocess(images, *rest)
+    )
+    CaseStore(cases, build_plan(), tmp_path, 0.0).prepare()
+    assert made == [cases[2].images]
 
 
 def test_a_stored_case_is_the_preprocessed_one(tmp_path, cases, build_plan):
@@ -136,19 +200,6 @@ def test_a_case_without_a_label_map_cannot_be_trained_on(tmp_path, cases, build_
     case = Case("a", cases[0].images, None, "a")
     with pytest.raises(ValueError, match="case a has no label"):
         CaseStore([case], build_plan(), tmp_path, 1.0)["a"]
-
-
-def test_a_large_class_keeps_2000_distinct_places_that_depend_on_the_case_alone():
-    label = np.zeros((30, 30, 30), np.uint8)
-    label[5:25, 5:25, 5:25] = 2
-    label[0, 0, :4] = 1
-    places = find_places(label, "a")
-    assert places[2].shape == (PLACES_PER_CLASS, 3)
-    assert len(np.unique(places[2], axis=0)) == PLACES_PER_CLASS
-    assert (label[tuple(places[2].T)] == 2).all()
-    np.testing.assert_array_equal(places[1], [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3]])
-    np.testing.assert_array_equal(find_places(label, "a")[2], places[2])
-    assert not np.array_equal(find_places(label, "b")[2], places[2])
 
 
 def test_the_plan_of_two_channels_needs_two_channels(tmp_path, cases, build_plan):

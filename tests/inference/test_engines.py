@@ -20,6 +20,7 @@ from segscse.inference.export import export_model
 from segscse.inference.model_folder import ModelFolder, load_model, save_model
 from segscse.inference.parity import TOLERANCES, Parity, compare, probe_windows
 from segscse.inference.predictor import load
+from segscse.inference.remembered import Trial, recall, remember
 from segscse.nets.build import build_unet, network_arguments
 from segscse.nets.norm import InstanceNorm
 from segscse.nets.unet import UNet
@@ -178,6 +179,39 @@ class TestChoice:
         assert [trial.engine for trial in trials] == ["torch fp32 on cpu", "openvino fp32"]
         assert trials[0].ms_per_window == pytest.approx(milliseconds[0] / tiny_plan().batch_size)
         assert ("refused" in select.describe(trials)) == bool(off)
+
+    def test_what_was_measured_is_remembered_for_the_same_folder(self, folder, monkeypatch):
+        graph = select.ExportedGraph("openvino", "fp32", ("model.safetensors",), {})
+        model = replace(load_model(folder), engines=(graph,))
+        network = select.build_network(model)
+        monkeypatch.setattr(select, "installed", lambda engine: True)
+        monkeypatch.setattr(select, "_open", lambda model, graph: _Fake(network))
+        measured = []
+        monkeypatch.setattr(
+            select, "_seconds", lambda engine, batch: measured.append(engine.name) or {"torch": 2.0}.get(engine.name, 1)
+        )
+        first = select.load_engine(model, "auto", "cpu")
+        again = select.load_engine(model, "auto", "cpu")
+        assert (first[0].name, again[0].name, again[1]) == ("openvino", "openvino", first[1])
+        assert measured == ["torch", "openvino"]
+        (folder / "model.json").write_text((folder / "model.json").read_text() + "\n")
+        select.load_engine(model, "auto", "cpu")
+        assert measured == ["torch", "openvino"] * 2
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"taken": "torch"}', '{"taken": "torch", "trials": [1]}'])
+    def test_a_damaged_memory_is_measured_again(self, tmp_path, monkeypatch, content):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        trials = (Trial("torch fp32 on cpu", 2.5), Trial("openvino", float("inf"), "cannot read it"))
+        remember("0123", "torch", trials)
+        assert recall("0123") == ("torch", trials)
+        next(tmp_path.rglob("*.json")).write_text(content)
+        assert recall("0123") is None
+
+    def test_a_cache_that_cannot_be_written_is_done_without(self, tmp_path, monkeypatch):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        remember("0123", "torch", ())
+        assert recall("0123") is None
 
     def test_a_graph_that_its_engine_cannot_read_is_passed_over(self, folder, monkeypatch):
         _openvino()

@@ -11,7 +11,13 @@ from tiny import tiny_plan, tiny_plan_2d
 from segscse.attention import build_attention
 from segscse.evaluation.scene import label_colour
 from segscse.nets import UNet
-from segscse.training.tensorboard import example_picture, example_window, gate_weights
+from segscse.training.tensorboard import (
+    example_picture,
+    example_window,
+    foreground_centre,
+    gate_statistics,
+    gate_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +79,7 @@ def test_gates_are_those_of_the_blocks_and_the_hooks_go_away():
         expected = network(x)
         with gate_weights(network) as gates:
             torch.testing.assert_close(network(x), expected)
-    assert sorted(len(weights) for weights in gates.values()) == [4, 4]  # encoder and decoder, none at the bottleneck
+    assert sorted(len(gate.sample) for gate in gates.values()) == [4, 4]  # encoder and decoder, none at the bottleneck
     with gate_weights(network) as later, torch.no_grad():
         pass
     network(x)
@@ -93,4 +99,32 @@ def test_parts_of_a_block_are_not_listed_on_their_own():
     with gate_weights(block) as gates, torch.no_grad():
         block(torch.randn(1, 8, 40, 40, 40))
     assert list(gates) == ["0"]
-    assert len(gates["0"]) <= 11_000
+    assert len(gates["0"].sample) == 10_000
+
+
+def test_gate_statistics_are_of_all_weights_and_the_sample_is_of_every_column():
+    weights = torch.arange(64.0).repeat(1, 1, 64, 640, 1) + torch.arange(640.0)[:, None]
+    found = gate_statistics(weights)
+    values = weights.double().numpy()
+    assert (found.mean, found.std) == pytest.approx((values.mean(), values.std()), rel=1e-5)
+    assert found.sample.mean() == pytest.approx(values.mean(), rel=0.02)
+    assert found.sample.std() == pytest.approx(values.std(), rel=0.02)
+    before = torch.random.get_rng_state()
+    again = gate_statistics(torch.arange(64.0).repeat(64 * 640))
+    assert torch.equal(torch.random.get_rng_state(), before)  # a run's own draws are left alone
+    assert len(np.unique(again.sample)) == 64
+    np.testing.assert_array_equal(gate_statistics(weights).sample, found.sample)
+
+
+def test_small_gates_are_sampled_whole():
+    weights = torch.tensor([[0.25], [0.75]])
+    found = gate_statistics(weights)
+    assert (found.mean, found.std) == (0.5, 0.25)
+    np.testing.assert_array_equal(found.sample, [0.25, 0.75])
+
+
+def test_the_centre_is_that_of_a_list_of_all_foreground_voxels():
+    label = (torch.rand(20, 30, 25, generator=torch.Generator().manual_seed(3)) < 0.02).long() * 4
+    expected = torch.nonzero(label).double().mean(dim=0).round().long().tolist()
+    assert foreground_centre(label) == expected
+    assert foreground_centre(torch.zeros(4, 5, 6)) == [2, 2, 3]

@@ -1,0 +1,54 @@
+"""Lightning's DDP for processes that have met already."""
+
+from __future__ import annotations
+
+from pytorch_lightning.plugins.environments import ClusterEnvironment
+from pytorch_lightning.strategies import DDPStrategy
+
+from segscse.ranks import Group
+
+
+def ddp_strategy(group: Group) -> DDPStrategy:
+    """Return DDP over a group's processes.
+
+    Norms here have no running statistics, so there are no buffers to send around at every step.
+    """
+    return DDPStrategy(cluster_environment=Joined(group), gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+class Joined(ClusterEnvironment):
+    """Tells Lightning which process this is; they are started and connected."""
+
+    def __init__(self, group: Group) -> None:
+        self.ranks = group.ranks
+
+    creates_processes_externally = True
+    main_address = ""  # for connecting, which is done
+    main_port = 0
+
+    @staticmethod
+    def detect() -> bool:
+        """Return False: it is given and never guessed."""
+        return False
+
+    def world_size(self) -> int:
+        """Return the number of processes."""
+        return self.ranks.world
+
+    def set_world_size(self, size: int) -> None:
+        """Keep the number that the launcher started."""
+
+    def global_rank(self) -> int:
+        """Return the number of this process."""
+        return self.ranks.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Keep the number that the launcher gave."""
+
+    def local_rank(self) -> int:
+        """Return the number of this process on its machine."""
+        return self.ranks.local_rank
+
+    def node_rank(self) -> int:
+        """Return the number of this machine."""
+        return self.ranks.rank // self.ranks.local_world
