@@ -75,7 +75,7 @@ class _Study:
         """The positions of the network where the configuration has attention."""
         return [place for place in POSITIONS if getattr(self.config.model.attention, place) != "none"]
 
-    def to_json(self, fingerprint: str) -> dict[str, Any]:
+    def settings(self, fingerprint: str) -> dict[str, Any]:
         """Return what resuming needs: everything but the folder, and the data set's fingerprint."""
         return {
             "attention": list(self.attention),
@@ -146,7 +146,7 @@ def ablate(
     planned = plan_dataset(dataset, study.config, labels=labels)
     _check_data(study, planned, saved)
     footprints = {name: measure_footprint(planned.plan, study.config_of(name)) for name in study.attention}
-    write_json(study.folder / "settings.json", study.to_json(planned.fingerprint.content))
+    write_json(study.folder / "settings.json", study.settings(planned.fingerprint.content))
     finish = partial(
         finish_fold, dataset, labels=labels, budget=None, resume=resume, console=console, progress=progress
     )
