@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _PUBLIC = {
+    "ablate": "segscse.ablation",
     "plan": "segscse.api",
     "train": "segscse.api",
     "cross_validate": "segscse.crossval",
@@ -29,6 +30,7 @@ _PUBLIC = {
 }
 __all__ = [
     "__version__",
+    "ablate",
     "compare",
     "cross_validate",
     "evaluate",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from rich.console import Console
 
 from segscse.config import ExperimentConfig, load_config
+from segscse.data.index import Case
 from segscse.data.plan import Plan
 from segscse.data.prepare import plan_dataset
 from segscse.evaluation.folders import evaluate_folders
-from segscse.evaluation.scores import summarise
 from segscse.evaluation.tables import load_provenance
+from segscse.files import write_json
 from segscse.inference.predictor import load
 from segscse.ranks import ALONE, Group
 from segscse.training.run import Run, train_run
@@ -93,7 +96,8 @@ def validate_run(
 ) -> dict[str, Any]:
     """Segment a run's validation cases on their own grids and score them into `<run>/validation`.
 
-    The exported model is the best of the run's validations on these same cases, so the score is a little optimistic.
+    `seconds.json` there says how long each case took, from its file to the label map. With `train.patience` the model
+    is the best of the run's validations on these same cases, so that its score is a little optimistic.
 
     Args:
         run: a finished run.
@@ -112,28 +116,38 @@ def validate_run(
     folder = run.folder / "validation"
     predictor = load(run.folder, device=device)
     predictions = {name: folder / "predictions" / f"{name}.nii.gz" for name in cases}
-    mine = group.share(list(cases))
+    mine, seconds = group.share(list(cases)), {}
     for done, name in enumerate(mine, start=1):
-        predictor.predict(cases[name].images).save(predictions[name])
+        start = perf_counter()
+        segmentation = predictor.predict(cases[name].images)
+        seconds[name] = round(perf_counter() - start, 4)
+        segmentation.save(predictions[name])
         if progress is not None:
             progress(done, len(mine))
-    group.barrier()
-    return group.on_first(lambda: _score(run, folder, predictions, predictor.plan))
+    every = {name: value for part in group.gather(seconds) for name, value in part.items()}
+    return group.on_first(lambda: _score(run, folder, predictions, predictor.plan, every))
 
 
-def _score(run: Run, folder: Path, predictions: dict[str, Path], plan: Plan) -> dict[str, Any]:
+def _score(
+    run: Run, folder: Path, predictions: dict[str, Path], plan: Plan, seconds: dict[str, float]
+) -> dict[str, Any]:
     """Score segmented validation cases into a folder."""
     cases = {case.id: case for case in run.planned.index.cases if case.id in predictions}
+    write_json(folder / "seconds.json", {name: seconds[name] for name in cases})
     references = {case.id: case.label for case in cases.values() if case.label is not None}
-    subjects = {case.id: case.subject for case in cases.values()}
-    table = evaluate_folders(
+    return evaluate_folders(
         predictions,
         references,
         folder,
         {case.id: case.images[0] for case in cases.values()},
         names=dict(plan.labels),
         labels=plan.label_ids,
-        subjects=subjects if len(set(subjects.values())) < len(subjects) else None,
+        subjects=subjects_of_cases(cases.values()),
         provenance=load_provenance(run.folder),
-    )
-    return summarise(table)
+    ).summary
+
+
+def subjects_of_cases(cases: Iterable[Case]) -> dict[str, str] | None:
+    """Return the subject of every case by its id; None where every case is a subject of its own."""
+    subjects = {case.id: case.subject for case in cases}
+    return subjects if len(set(subjects.values())) < len(subjects) else None

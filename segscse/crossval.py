@@ -7,15 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from segscse.api import config_of, validate_run
+from segscse.api import config_of, subjects_of_cases, validate_run
 from segscse.config import ExperimentConfig
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
-from segscse.evaluation.scores import summarise
 from segscse.files import read_json
 from segscse.ranks import ALONE, Group
+from segscse.training.checkpoints import has_checkpoint
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
 
@@ -58,7 +58,7 @@ def cross_validate(
     folds = list(range(n_folds(planned.index.cases, chosen.data.folds)))
     for fold in group.share(folds):
         left = len(folds) - fold
-        _finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress, left)
+        finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress, left)
     group.barrier()
     return group.on_first(lambda: _score(folder, folds, planned))
 
@@ -67,9 +67,8 @@ def _plan(
     dataset: str | Path, folder: Path, labels: str | Path | None, config: ExperimentConfig, *, resume: bool
 ) -> PlannedDataset:
     """Return the data set of a cross-validation that may begin or go on in `folder`."""
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        remedy = "Choose another --out, or continue it with --resume"
-        raise InputError("already exists and is not empty", file=folder, remedy=remedy)
+    if not resume:
+        refuse_used(folder)
     return plan_dataset(dataset, config, labels=labels)
 
 
@@ -77,18 +76,29 @@ def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str,
     """Score all cases, each segmented by the fold that has not seen it."""
     cases = {case.id: case for case in planned.index.cases}
     places = [folder / f"fold{fold}" for fold in folds]
-    table = evaluate_folders(
+    return evaluate_folders(
         {name: _prediction(place, name) for place in places for name in _validated(place)},
         {name: case.label for name, case in cases.items() if case.label is not None},
         folder / "evaluation",
         {name: case.images[0] for name, case in cases.items()},
         names=dict(planned.plan.labels),
         labels=planned.plan.label_ids,
-    )
-    return summarise(table)
+        subjects=subjects_of_cases(cases.values()),
+    ).summary
 
 
-def _finish_fold(
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder that holds anything.
+
+    Raises:
+        InputError: it does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        remedy = "Choose another --out, or continue it with --resume"
+        raise InputError("already exists and is not empty", file=folder, remedy=remedy)
+
+
+def finish_fold(
     dataset: str | Path,
     folder: Path,
     config: ExperimentConfig,
@@ -98,10 +108,15 @@ def _finish_fold(
     resume: bool,
     console: Console | None,
     progress: Progress | None,
-    folds_left: int,
+    folds_left: int = 1,
 ) -> Run:
-    """Train and validate a fold, as far as that has not been done."""
-    started = resume and (folder / "checkpoints" / "last.ckpt").is_file()
+    """Train and validate a fold, as far as that has not been done; the arguments are those of `cross_validate`.
+
+    Raises:
+        InputError: something given cannot be used.
+        Interrupted: a signal stopped the training.
+    """
+    started = resume and has_checkpoint(folder)
     before = _steps(folder) if started else None
     # A fold that was started knows its length; giving it again would make a longer run of a finished one.
     run = train_run(

@@ -12,7 +12,6 @@ from segscse.config import load_config
 from segscse.data.phantom import make_phantom_dataset
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
-from segscse.evaluation.scores import summarise
 from segscse.inference.pipeline import predict_files
 from segscse.inference.predictor import load
 from segscse.training.run import train_run
@@ -55,12 +54,11 @@ def run_demo(
     say(f"trained {run.steps} steps: {run.folder}")
     predictor = load(run.folder)
     predict_files(predictor, [dataset / "imagesTs"], out / "predictions")
-    table = evaluate_folders(
+    return evaluate_folders(
         out / "predictions",
         dataset / "labelsTs",
         out / "evaluation",
         dataset / "imagesTs",
         names=dict(predictor.plan.labels),
         labels=predictor.plan.label_ids,
-    )
-    return summarise(table)
+    ).summary

@@ -20,7 +20,7 @@ from segscse.inference.predictor import load
 # The fixtures come by import, so every test that takes one looks like a redefinition.
 # ruff: noqa: F811
 
-VERBS = ("check", "plan", "train", "predict", "evaluate", "compare", "blocks", "fetch", "demo")
+VERBS = ("check", "plan", "train", "predict", "evaluate", "compare", "ablate", "blocks", "fetch", "demo")
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 import pandas as pd
 import pytest
-from tiny import dataset, tiny_config  # noqa: F401, fixture
+from tiny import dataset, tiny_config, write_dataset  # noqa: F401, fixture
 
 import segscse
 from segscse import crossval
 from segscse.errors import InputError, Interrupted
-from segscse.files import read_json
+from segscse.files import read_json, write_json
 
 
 @pytest.fixture
@@ -55,6 +55,17 @@ def test_a_lost_prediction_is_made_again(dataset, config, tmp_path):  # noqa: F8
     next((tmp_path / "cv" / "fold1" / "validation" / "predictions").iterdir()).unlink()
     again = segscse.cross_validate(dataset, out=tmp_path / "cv", config=config, resume=True)
     assert again["overall"]["mean_dice"] == whole["overall"]["mean_dice"]
+
+
+def test_intervals_are_drawn_over_subjects_where_cases_share_them(config, tmp_path):
+    data = write_dataset(tmp_path / "data")
+    described = read_json(data / "dataset.json")
+    for place, entry in enumerate(described["training"]):
+        entry["subject"] = f"s{place // 2}"
+    write_json(data / "dataset.json", described)
+    segscse.cross_validate(data, out=tmp_path / "cv", config=config)
+    table = pd.read_csv(tmp_path / "cv" / "evaluation" / "cases.csv")
+    assert table.groupby("subject")["case"].nunique().tolist() == [2, 2, 2]
 
 
 def test_a_used_folder_is_left_alone(dataset, config, tmp_path):  # noqa: F811

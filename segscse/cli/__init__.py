@@ -14,7 +14,7 @@ from segscse import __version__
 from segscse.cli.data import check, fetch, plan
 from segscse.cli.machine import blocks, doctor
 from segscse.cli.models import demo, export, predict, train
-from segscse.cli.scores import compare, evaluate
+from segscse.cli.scores import ablate, compare, evaluate
 from segscse.config import load_config, one_line, read_yaml
 from segscse.errors import Interrupted, SegscseError
 from segscse.launch import ManyProcesses, launch
@@ -84,5 +84,5 @@ app = cyclopts.App(
     help_format="plaintext",
     config=_read_config_files,
 )
-for verb in (check, plan, train, predict, export, evaluate, compare, blocks, doctor, fetch, demo):
+for verb in (check, plan, train, predict, export, evaluate, compare, ablate, blocks, doctor, fetch, demo):
     app.command(verb)

@@ -22,6 +22,22 @@ def read_sizes(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def read_names(flag: str, text: str) -> list[str]:
+    """Read `none,se`."""
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise InputError(f"{flag} must be names separated by commas, got {text!r}")
+    return names
+
+
+def read_numbers(flag: str, text: str) -> list[int]:
+    """Read `0,1,2`."""
+    names = read_names(flag, text)
+    if not all(name.isdecimal() for name in names):
+        raise InputError(f"{flag} must be numbers separated by commas, got {text!r}")
+    return [int(name) for name in names]
+
+
 def read_label(flag: str, text: str) -> int:
     """Return a label id."""
     if not text.strip().isdigit():

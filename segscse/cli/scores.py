@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from segscse.cli.flags import read_by_label, read_label, read_tolerance
+from segscse.cli.flags import read_by_label, read_label, read_names, read_numbers, read_tolerance
+from segscse.cli.options import Configs, Labels
 from segscse.cli.terminal import make_console, say, say_scores, say_warnings, show_bar
+from segscse.config import ExperimentConfig, FlatConfig
 from segscse.errors import InputError
 
 
@@ -46,13 +48,12 @@ def evaluate(
         viewer: Embed a viewer and the worst, median and best case in the report.
     """
     from segscse.evaluation.folders import evaluate_folders
-    from segscse.evaluation.scores import summarise
     from segscse.evaluation.tables import load_provenance, load_subjects
 
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, got {workers}")
     with show_bar(make_console(), "scoring") as progress:
-        table = evaluate_folders(
+        scored = evaluate_folders(
             pred,
             ref,
             out,
@@ -68,8 +69,8 @@ def evaluate(
             viewer=viewer,
             progress=progress,
         )
-    say_warnings(table.attrs["notes"])
-    say_scores(summarise(table), out)
+    say_warnings(scored.table.attrs["notes"])
+    say_scores(scored.summary, out)
 
 
 def compare(
@@ -109,3 +110,55 @@ def compare(
         write_json(out / "comparison.json", {"evaluations": [str(path) for path in evaluations], **compared.to_json()})
         write_text(out / "comparison.md", compared.to_markdown())
         say(f"comparison: {out}")
+
+
+def ablate(
+    dataset: Path,
+    *,
+    attention: str | None = None,
+    folds: str | None = None,
+    seeds: int | None = None,
+    budget: str | None = None,
+    steps: int | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    labels: Labels = None,
+    config: Configs = None,
+    experiment: FlatConfig = ExperimentConfig(),  # noqa: B008, frozen
+) -> None:
+    """Train variants of the attention alike and compare them with the first: ablation.json and ablation.md.
+
+    Args:
+        dataset: As for `segscse check`.
+        attention: Blocks to compare, the baseline first; each stands in turn wherever the settings have one.
+            Default: none,se,scse,eca; with --resume what the ablation was started with, as for folds and seeds.
+        folds: Numbers of the cross-validation folds to train. Default: 0,1,2.
+        seeds: Trainings of every fold, with train.seed and the seeds after it. Default: 1.
+        budget: Time for each training, such as 90s, 20m or 2h; wins over train.budget and train.max_steps.
+        steps: Optimiser steps of each training, in place of time.
+        out: Folder for everything. Default: runs/<data set>_<2d|3d>_ablation.
+        resume: Continue the ablation in --out: no finished run is repeated; folds and seeds may be added.
+        labels: Folder of label maps that pair with the images by name.
+        config: YAML files of settings, merged in order; flags win over them.
+        experiment: Settings of the experiment.
+    """
+    from segscse.ablation import ablate as run_ablation
+
+    name = dataset.resolve().name.removesuffix(".csv")
+    with show_bar(make_console(), "validating") as progress:
+        ablation = run_ablation(
+            dataset,
+            out=out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_ablation",
+            attention=None if attention is None else read_names("--attention", attention),
+            folds=None if folds is None else read_numbers("--folds", folds),
+            seeds=seeds,
+            budget=budget,
+            steps=steps,
+            labels=labels,
+            config=experiment,
+            resume=resume,
+            console=make_console(),
+            progress=progress,
+        )
+    say(str(ablation))
+    say(f"ablation: {ablation.folder / 'ablation.md'}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import html
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from itertools import combinations
 from pathlib import Path
 from string import ascii_lowercase
@@ -17,6 +16,15 @@ from segscse.errors import InputError, choose
 from segscse.evaluation.metrics import Metric, comparable, metric_of, named_metric, subjects_of
 from segscse.evaluation.paired import PairedDifference, correct, paired_difference
 from segscse.evaluation.ranking import Ranking, rank_stability
+from segscse.evaluation.rendering import (
+    escape_markdown,
+    html_list,
+    html_method,
+    html_table,
+    markdown_table,
+    plain,
+    text_table,
+)
 from segscse.evaluation.tables import check_same_cases, load_table
 
 FEW_CASES = 10
@@ -91,7 +99,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values; null where undefined."""
-        return _plain({
+        return plain({
             "metric": self.metric,
             "names": list(self.names),
             "method": METHOD,
@@ -102,38 +110,24 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return tables, verdicts and method as Markdown."""
-        lines = [f"# Comparison by {self._metric.title}", ""]
-        lines += [f"- {_escape_markdown(line)}" for line in self._findings()]
+        lines = [f"# Comparison by {escape_markdown(self._metric.title)}", ""]
+        lines += [f"- {escape_markdown(line)}" for line in self.findings]
         for heading, rows in (("Foreground", self.foreground), ("By label", self.by_label)):
-            cells = [[_escape_markdown(cell) for cell in row] for row in _cells(rows, self._metric)]
-            lines += ["", f"## {heading}", "", _markdown_row(_HEADINGS), _markdown_row(["---"] * len(_HEADINGS))]
-            lines += [_markdown_row(row) for row in cells]
+            lines += ["", f"## {heading}", "", *markdown_table(_HEADINGS, _cells(rows, self._metric))]
         return "\n".join([*lines, "", METHOD, ""])
 
+    def label_table(self) -> tuple[Sequence[str], list[list[str]]]:
+        """Return headings and cells of the differences per label, as they are shown."""
+        return _HEADINGS, _cells(self.by_label, self._metric)
+
     def __str__(self) -> str:
-        table = [list(_HEADINGS), *_cells((*self.foreground, *self.by_label), self._metric)]
-        widths = [max(len(row[column]) for row in table) for column in range(len(_HEADINGS))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in table
-        ]
-        return "\n".join([f"{self._metric.title}", *lines, *self._findings()])
+        table = text_table(_HEADINGS, _cells((*self.foreground, *self.by_label), self._metric), left=2)
+        return "\n".join([f"{self._metric.title}", *table, *self.findings])
 
     def _repr_html_(self) -> str:
         """Show tables and verdicts in a notebook."""
-        head = "".join(f"<th>{html.escape(heading)}</th>" for heading in _HEADINGS)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in _cells((*self.foreground, *self.by_label), self._metric)
-        )
-        findings = "".join(f"<li>{html.escape(line)}</li>" for line in self._findings())
-        return (
-            f"<b>{html.escape(self._metric.title)}</b><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            f"<ul>{findings}</ul><details><summary>Method</summary>{html.escape(METHOD)}</details>"
-        )
+        table = html_table(_HEADINGS, _cells((*self.foreground, *self.by_label), self._metric))
+        return f"<b>{escape(self._metric.title)}</b>{table}{html_list(self.findings)}{html_method(METHOD)}"
 
     @property
     def _metric(self) -> Metric:
@@ -157,7 +151,9 @@ class Comparison:
                     notes.append(f"{times} {side} rightly finds nothing where {other} marks something")
         return "; ".join([pair.verdict, *notes])
 
-    def _findings(self) -> list[str]:
+    @property
+    def findings(self) -> list[str]:
+        """The verdict of every pair and the ranking, a sentence each."""
         several = len(self.foreground) > 1
         lines = [
             f"{f'{row.b} against {row.a}' if several else 'Foreground'}: {verdict}."
@@ -263,25 +259,3 @@ def _cells(rows: Sequence[PairedDifference], metric: Metric) -> list[list[str]]:
         ]
         for row in rows
     ]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is: no table cell, tag or emphasis is made of it."""
-    for mark in "\\`*_<>|[]":
-        text = text.replace(mark, "\\" + mark)
-    return " ".join(text.split())
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON takes it, NaN as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return value

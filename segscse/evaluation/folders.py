@@ -6,19 +6,32 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from segscse.errors import InputError
-from segscse.evaluation.cases import Missing, cases_of, pair_cases
+from segscse.evaluation.cases import CasePair, Missing, cases_of, pair_cases
 from segscse.evaluation.columns import in_words
 from segscse.evaluation.metrics import subjects_of
 from segscse.evaluation.report import render_report
 from segscse.evaluation.room import require_room
 from segscse.evaluation.scores import evaluate, summarise
+from segscse.evaluation.statistics import describe
 from segscse.files import write_json, write_text
 from segscse.types import Progress
+
+
+class Evaluation(NamedTuple):
+    """What was scored.
+
+    Attributes:
+        table: a row per case and label, as `cases.csv` holds it.
+        summary: as `summary.json` holds it.
+    """
+
+    table: pd.DataFrame
+    summary: dict[str, Any]
 
 
 def evaluate_folders(
@@ -37,7 +50,7 @@ def evaluate_folders(
     subjects: Mapping[str, str] | None = None,
     provenance: Mapping[str, Any] | None = None,
     viewer: bool = True,
-) -> pd.DataFrame:
+) -> Evaluation:
     """Score a folder of predictions; write `cases.csv`, `summary.json`, `conventions.txt` and `report.html`.
 
     Args:
@@ -60,9 +73,7 @@ def evaluate_folders(
     Raises:
         InputError: as `evaluate`; nothing is written then, because a mean over part of the cases misleads.
     """
-    for folder in (pred_dir, ref_dir, probabilities_dir):
-        if folder is not None and not isinstance(folder, Mapping) and not Path(folder).is_dir():
-            raise InputError("is not a folder", file=folder, remedy="Check the path")
+    _require_folders(pred_dir, ref_dir, probabilities_dir)
     images = {} if images_dir is None else cases_of(images_dir)
     pairs = pair_cases(pred_dir, ref_dir, missing, probabilities_dir)
     at_a_time = workers or min(4, os.cpu_count() or 1)
@@ -82,11 +93,42 @@ def evaluate_folders(
     known = subjects_of(table, subjects)
     if known is not None:
         table.insert(1, "subject", table["case"].astype(str).map(known))
-    summary = summarise(table)
+    return write_evaluation(
+        table,
+        out_dir,
+        pairs=pair_cases(pred_dir, ref_dir, missing),
+        images=images,
+        provenance=provenance,
+        viewer=viewer,
+    )
+
+
+def write_evaluation(
+    table: pd.DataFrame,
+    out_dir: str | Path,
+    *,
+    pairs: Sequence[CasePair] = (),
+    images: Mapping[str, Path] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    viewer: bool = True,
+) -> Evaluation:
+    """Summarise the table of `evaluate`, and write `cases.csv`, `summary.json`, `conventions.txt` and `report.html`.
+
+    Args:
+        table: as `evaluate` returns it; may have a column `subject`.
+        out_dir: where the four files go; made when absent.
+        pairs: as in `render_report`.
+        images: as in `render_report`.
+        provenance: as in `render_report`.
+        viewer: as in `render_report`.
+    """
+    described = describe(table)
+    summary = summarise(table, described)
     report = render_report(
         table,
         summary=summary,
-        pairs=pair_cases(pred_dir, ref_dir, missing),
+        described=described,
+        pairs=pairs,
         images=images,
         provenance=provenance,
         viewer=viewer,
@@ -96,4 +138,15 @@ def evaluate_folders(
     write_json(out / "summary.json", summary)
     write_text(out / "conventions.txt", in_words(list(table.columns), table.attrs["nsd_tolerance_mm"]))
     write_text(out / "report.html", report)
-    return table
+    return Evaluation(table, summary)
+
+
+def _require_folders(*sources: str | Path | Mapping[str, Path] | None) -> None:
+    """Refuse what is neither a folder nor a mapping from case to file.
+
+    Raises:
+        InputError: naming it.
+    """
+    for source in sources:
+        if source is not None and not isinstance(source, Mapping) and not Path(source).is_dir():
+            raise InputError("is not a folder", file=source, remedy="Check the path")

@@ -113,19 +113,22 @@ def comparable(table: pd.DataFrame, metric: Metric) -> pd.Series:
     Raises:
         InputError: infinite values in a table that does not know the diagonals.
     """
-    values = table[metric.column].astype(float)
-    if metric.better == "near 0":
-        values = values.abs()
-    infinite = np.isinf(values)
-    if not infinite.any():
-        return values
-    diagonal_mm = diagonal_mm_of(table)
-    if diagonal_mm[infinite].isna().any():
+    if not is_comparable(table, metric):
         raise InputError(
             f"{metric.column} holds infinite values, and the diagonal of their images is not known",
             remedy="Evaluate again, keep summary.json beside cases.csv, or compare another metric",
         )
-    return values.where(~infinite, diagonal_mm)
+    values = table[metric.column].astype(float)
+    if metric.better == "near 0":
+        values = values.abs()
+    infinite = np.isinf(values)
+    return values.where(~infinite, diagonal_mm_of(table)) if infinite.any() else values
+
+
+def is_comparable(table: pd.DataFrame, metric: Metric) -> bool:
+    """Return whether the diagonal of every image is known where a metric's column is infinite."""
+    infinite = np.isinf(table[metric.column].astype(float))
+    return not infinite.any() or bool(diagonal_mm_of(table)[infinite].notna().all())
 
 
 def subjects_of(table: pd.DataFrame, subjects: Mapping[str, str] | None) -> dict[str, str] | None:

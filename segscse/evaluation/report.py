@@ -41,6 +41,7 @@ def render_report(
     table: pd.DataFrame,
     *,
     summary: Mapping[str, Any] | None = None,
+    described: pd.DataFrame | None = None,
     pairs: Sequence[CasePair] = (),
     images: Mapping[str, Path] | None = None,
     subjects: Mapping[str, str] | None = None,
@@ -54,6 +55,7 @@ def render_report(
     Args:
         table: as `evaluate` returns it.
         summary: what `summarise` says of the table, when it is known already.
+        described: what `describe` says of it, likewise.
         pairs: where predictions and references lie; without them there are no pictures.
         images: images by case, to show under the labels; a case without one is drawn over black.
         subjects: the subject of every case. Default: the table's column `subject`, if it has one.
@@ -61,9 +63,9 @@ def render_report(
         viewer: embed NiiVue (about 1 MB) and the volumes of the worst, the median and the best case.
     """
     subjects = subjects_of(table, subjects)
-    summary = summary or summarise(table)
+    described = describe(table, subjects=subjects) if described is None else described
+    summary = summary or summarise(table, described)
     names: dict[int, str] = dict(zip(table["label"].tolist(), table["name"].astype(str), strict=True))
-    described = describe(table, subjects=subjects)
     rows = case_rows(table, names)
     places = {row["case"]: place for place, row in enumerate(rows)}
     shown = _shown_cases(table, pairs, images or {}, places, names, viewer=viewer)

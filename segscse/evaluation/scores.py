@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -89,35 +90,16 @@ def evaluate(
     known = label_names(names)
     chosen = None if labels is None else check_labels(labels)
     tolerance = Tolerance.of(nsd_tolerance_mm, chosen)
-    if probabilities is not None and chosen is None:
-        raise InputError(
-            "probabilities need labels: which label each channel after the background stands for",
-            remedy="Give labels, for example labels=[1, 2]",
-        )
-    scored = _score_all(
-        pair_cases(pred, ref, missing, probabilities),
-        lambda pair, threads: _score_pair(
-            pair, chosen, spacing_mm, tolerance, calibrate=probabilities is not None, threads=threads
-        ),
-        workers or min(4, os.cpu_count() or 1),
-        progress,
+    _require_labels(probabilities, chosen)
+    score = partial(
+        _score_pair, labels=chosen, spacing_mm=spacing_mm, tolerance=tolerance, calibrate=probabilities is not None
     )
+    pairs = pair_cases(pred, ref, missing, probabilities)
+    scored = _score_all(pairs, score, workers or min(4, os.cpu_count() or 1), progress)
     every = chosen or check_labels([label for case in scored for label in case.rows])
-    rows = [
-        {"case": case.case, "label": label, "name": known.get(label, str(label))} | case.rows.get(label, case.blank)
-        for case in scored
-        for label in every
-    ]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *(() if probabilities is None else CALIBRATION)])
-    table.attrs = {
-        "convention": CONVENTION,
-        "nsd_tolerance_mm": tolerance.to_json(),
-        "spacing_mm": {case.case: case.spacing_mm for case in scored},
-        "diagonal_mm": {case.case: case.diagonal_mm for case in scored},
-        "notes": [(name, case_note(other)) for name, other in same_but_case([case.case for case in scored])]
-        + [note for case in scored for note in case.notes],
-    }
-    return table
+    table = _to_table(scored, {label: known.get(label, str(label)) for label in every})
+    table.attrs["nsd_tolerance_mm"] = tolerance.to_json()
+    return table if probabilities is not None else table.drop(columns=list(CALIBRATION))
 
 
 def score_case(
@@ -195,9 +177,36 @@ class _Masks:
         return with_margin(self.pred[box] == value, margin_voxels), with_margin(self.ref[box] == value, margin_voxels)
 
 
+def _require_labels(probabilities: Any, labels: Sequence[int] | None) -> None:
+    """Refuse probabilities without the labels that their channels stand for."""
+    if probabilities is not None and labels is None:
+        raise InputError(
+            "probabilities need labels: which label each channel after the background stands for",
+            remedy="Give labels, for example labels=[1, 2]",
+        )
+
+
+def _to_table(scored: Sequence[_ScoredCase], names: Mapping[int, str]) -> pd.DataFrame:
+    """Return a row per case and label, with what holds for the whole in `attrs`."""
+    rows = [
+        {"case": case.case, "label": label, "name": name} | case.rows.get(label, case.blank)
+        for case in scored
+        for label, name in names.items()
+    ]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *CALIBRATION])
+    table.attrs = {
+        "convention": CONVENTION,
+        "spacing_mm": {case.case: case.spacing_mm for case in scored},
+        "diagonal_mm": {case.case: case.diagonal_mm for case in scored},
+        "notes": [(name, case_note(other)) for name, other in same_but_case([case.case for case in scored])]
+        + [note for case in scored for note in case.notes],
+    }
+    return table
+
+
 def _score_all(
     pairs: list[CasePair],
-    score: Callable[[CasePair, int], _ScoredCase],
+    score: Callable[..., _ScoredCase],
     workers: int,
     progress: Progress | None,
 ) -> list[_ScoredCase]:
@@ -205,7 +214,7 @@ def _score_all(
 
     def attempt(pair: CasePair) -> _ScoredCase | InputError:
         try:
-            return score(pair, workers if len(pairs) == 1 else 1)
+            return score(pair, threads=workers if len(pairs) == 1 else 1)
         except InputError as error:
             return error
 

@@ -41,8 +41,22 @@ def describe(
     """
     known = subjects_of(table, subjects)
     chosen = metrics_in(table) if metrics is None else [metric_of(table, name) for name in metrics]
+    if not chosen:
+        return pd.DataFrame()
     names = dict(zip(table["label"].tolist(), table["name"].astype(str), strict=True))
-    rows = [row for metric in chosen for row in _describe_metric(table, metric, names, known)]
+    values = [by_case_and_label(table, metric) for metric in chosen]
+    groups = None if known is None else [known[case] for case in values[0].index]
+    intervals = iter(mean_intervals(np.concatenate([each.to_numpy(float) for each in values], axis=1), groups))
+    rows: list[dict[str, object]] = []
+    for metric, each in zip(chosen, values, strict=True):
+        matrix, means = each.to_numpy(float), each.mean(axis=0).tolist()
+        infinite = table[metric.column].abs().eq(math.inf).groupby(table["label"]).sum().sort_index().tolist()
+        if len(names) > 1:
+            interval = mean_of_means_interval(matrix, groups)
+            by_case, mean = each.mean(axis=1).to_numpy(float), float(each.mean(axis=0).mean())
+            rows.append(_row(metric, 0, "all labels", by_case, mean, interval, sum(infinite)))
+        for label, column, mean, count in zip(sorted(names), matrix.T, means, infinite, strict=True):
+            rows.append(_row(metric, label, names[label], column, mean, next(intervals), count))
     return pd.DataFrame(rows)
 
 
@@ -50,26 +64,6 @@ def by_case_and_label(table: pd.DataFrame, metric: Metric) -> pd.DataFrame:
     """Return the comparable values of a metric, one row per case and one column per label, both sorted."""
     values = table.assign(value=comparable(table, metric), case=table["case"].astype(str))
     return values.pivot(index="case", columns="label", values="value").sort_index()
-
-
-def _describe_metric(
-    table: pd.DataFrame, metric: Metric, names: Mapping[int, str], subjects: Mapping[str, str] | None
-) -> list[dict[str, object]]:
-    values = by_case_and_label(table, metric)
-    groups = None if subjects is None else [subjects[case] for case in values.index]
-    infinite = table.assign(infinite=np.isinf(table[metric.column].astype(float))).groupby("label")["infinite"].sum()
-    matrix = values.to_numpy(float)
-    rows = []
-    if len(names) > 1:
-        by_case = values.mean(axis=1).to_numpy(float)
-        mean = float(values.mean(axis=0).mean())
-        interval = mean_of_means_interval(matrix, groups)
-        rows.append(_row(metric, 0, "all labels", by_case, mean, interval, int(infinite.sum())))
-    for column, interval in enumerate(mean_intervals(matrix, groups)):
-        label = int(values.columns[column])
-        mean = float(values.iloc[:, column].mean())
-        rows.append(_row(metric, label, names[label], matrix[:, column], mean, interval, int(infinite[label])))
-    return rows
 
 
 def _row(

@@ -16,12 +16,15 @@ from segscse.evaluation.columns import (
     DEFINITIONS,
     DISTANCES,
     SHARES,
-    diagonal_mm_of,
 )
-from segscse.evaluation.statistics import mean_interval
+from segscse.evaluation.metrics import is_comparable, metrics_in
+from segscse.evaluation.statistics import QUANTILES, describe
+
+_SUFFIX = {**dict.fromkeys(DISTANCES, "_penalised"), "volume_diff_ml": "_absolute"}
+"""What a statistic is called whose values are not the column's own, as `comparable` says."""
 
 
-def summarise(table: pd.DataFrame) -> dict[str, Any]:
+def summarise(table: pd.DataFrame, described: pd.DataFrame | None = None) -> dict[str, Any]:
     """Summarise the table of `evaluate` into plain JSON values; null and a count where undefined.
 
     Every label and the whole carry `n_cases` (scored), `n_missed` (in the reference only),
@@ -31,12 +34,24 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
 
     A distance is infinite where one mask is empty, so its `mean` is null as soon as one structure is missed or
     made up, and the `median` when half of them are: leaving these cases out would make the score of a model
-    better by what it misses. `mean_penalised` counts an infinite distance as the image's diagonal.
+    better by what it misses. `mean_penalised` and all else of that name count an infinite distance as the image's
+    diagonal; what is `_absolute` takes a difference by its size.
+
+    Every score has, per label and in `overall.scores` over all labels, its mean with a 95 % interval (drawn over
+    subjects where the table has a column `subject`), median, standard deviation and quantiles, as `describe` finds
+    them; null where a distance is infinite and the image's diagonal not known.
+
+    Args:
+        table: as `evaluate` returns it.
+        described: what `describe` says of the table, when it is known already.
     """
+    if described is None:
+        described = describe(table, [each.column for each in metrics_in(table) if is_comparable(table, each)])
     diagonals: Mapping[str, float] = table.attrs.get("diagonal_mm", {})
-    plain = table.assign(diagonal_mm=diagonal_mm_of(table))
+    plain = table.copy()
     plain.attrs = {}  # pandas copies them at every step
-    labels = [_summarise_label(group) for _, group in plain.groupby("label", sort=True)]
+    statistics = _Statistics(described)
+    labels = [_summarise_label(group, statistics) for _, group in plain.groupby("label", sort=True)]
     by_case = foreground_dice(plain)
     overall = {
         "n_cases": int(plain["case"].nunique()),
@@ -47,6 +62,11 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
         **{f"mean_{share}": _mean([label[share]["mean"] for label in labels]) for share in SHARES if share in plain},
         **_overall_distances(labels),
         **_empty_counts(plain),
+        "scores": {
+            metric.column: {"n": int(plain.groupby("case")[metric.column].count().gt(0).sum())}
+            | statistics.of(metric.column, None)
+            for metric in metrics_in(plain)
+        },
     }
     return {
         "convention": CONVENTION,
@@ -67,43 +87,58 @@ def foreground_dice(table: pd.DataFrame) -> pd.Series:
     return table.groupby("case", sort=True)["dice"].mean()
 
 
-def _summarise_label(rows: pd.DataFrame) -> dict[str, Any]:
-    dice = rows["dice"].dropna()
-    interval = mean_interval(dice.to_numpy())
+class _Statistics:
+    """The rows of `describe`, by metric and label; without a label, that over all labels or of the only one."""
+
+    def __init__(self, described: pd.DataFrame) -> None:
+        self.rows = {(row["metric"], row["label"]): row for row in described.to_dict("records")}
+        labels = {label for _, label in self.rows}
+        self.whole = 0 if 0 in labels else next(iter(labels), 0)
+
+    def of(self, column: str, label: int | None) -> dict[str, Any]:
+        """Return mean, interval, median, deviation and quantiles as JSON values; null where undefined."""
+        row = self.rows.get((column, self.whole if label is None else label), {})
+        known = {name: _finite(row.get(name, math.nan)) for name in ("mean", "low", "high", "median", "std")}
+        suffix = _SUFFIX.get(column, "")
+        return {
+            f"mean{suffix}": known["mean"],
+            f"mean{suffix}_interval_95": [known["low"], known["high"]],
+            f"mean{suffix}_interval_method": row.get("method", "none"),
+            f"median{suffix}": known["median"],
+            f"std{suffix}": known["std"],
+            f"quantiles{suffix}": {
+                f"{level:g}": _finite(row.get("median" if level == 0.5 else f"q{100 * level:02.0f}", math.nan))
+                for level in QUANTILES
+            },
+        }
+
+
+def _summarise_label(rows: pd.DataFrame, statistics: _Statistics) -> dict[str, Any]:
+    label = int(rows["label"].iloc[0])
+    scores = {
+        metric: {"n": int(rows[metric].count()), **statistics.of(metric, label)}
+        for metric in ("dice", *SHARES, "volume_diff_ml")
+        if metric in rows
+    }
+    distances = {name: {**_distance(rows[name]), **statistics.of(name, label)} for name in DISTANCES if name in rows}
     return {
-        "label": int(rows["label"].iloc[0]),
+        "label": label,
         "name": str(rows["name"].iloc[0]),
         "n_cases": len(rows),
         **_empty_counts(rows),
-        "dice": {
-            **_share(dice),
-            "mean_interval_95": [_finite(interval.low), _finite(interval.high)],
-            "mean_interval_method": interval.method,
-        },
-        **{share: _share(rows[share].dropna()) for share in SHARES if share in rows},
-        **{name: _distance(rows[name], rows["diagonal_mm"]) for name in DISTANCES if name in rows},
+        **scores,
+        **distances,
     }
 
 
-def _share(values: pd.Series) -> dict[str, Any]:
-    return {
-        "n": len(values),
-        "mean": _finite(values.mean()),
-        "median": _finite(values.median()),
-        "std": _finite(values.std(ddof=1)),
-    }
-
-
-def _distance(values: pd.Series, diagonal_mm: pd.Series) -> dict[str, Any]:
+def _distance(values: pd.Series) -> dict[str, Any]:
     """Summarise one kind of distance; `n` counts all that are defined, `n_infinite` those with one mask empty."""
     values = values.dropna()
-    infinite = np.isinf(values)
     return {
         "n": len(values),
-        "n_infinite": int(infinite.sum()),
+        "n_infinite": int(np.isinf(values).sum()),
         "mean": _finite(values.mean()),
         "median": _finite(float(np.median(np.sort(values)))) if len(values) else None,
-        "mean_penalised": _finite(values.where(~infinite, diagonal_mm).mean(skipna=False)),
     }
 
 

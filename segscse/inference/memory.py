@@ -282,7 +282,7 @@ def window_bytes(member: Member) -> int:
     plan = member.plan
     window = torch.zeros((1, len(plan.channels), *plan.patch_size), device=member.device)
     network = getattr(member, "network", None)
-    live = _LiveBytes()
+    live = LiveBytes()
     modules = list(network.modules()) if isinstance(network, torch.nn.Module) else []
     hooks = [module.register_forward_hook(live.count) for module in modules]
     try:
@@ -295,7 +295,7 @@ def window_bytes(member: Member) -> int:
     return seen + 3 * 4 * logits.numel()  # in 32 bits, mirrored and summed
 
 
-class _LiveBytes:
+class LiveBytes:
     """Counts the bytes of tensors that it has been shown and that are still referenced."""
 
     def __init__(self) -> None:
@@ -307,9 +307,10 @@ class _LiveBytes:
         """Take in what a module was given and what it returned."""
         for item in (*inputs, output):
             if isinstance(item, torch.Tensor):
-                self._hold(item.untyped_storage())
+                self.hold(item.untyped_storage())
 
-    def _hold(self, storage: Any) -> None:
+    def hold(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage while it lives, once."""
         key = storage._cdata
         if key in self._seen:
             return

@@ -78,7 +78,7 @@ def test_arrays_are_scored_channel_by_channel():
 
 def test_folders_pair_by_name_and_the_file_holds_the_columns(three_folders, tmp_path):
     pred, ref, probabilities = three_folders
-    table = evaluate_folders(pred, ref, tmp_path / "out", labels=[1, 2], probabilities_dir=probabilities)
+    table, _ = evaluate_folders(pred, ref, tmp_path / "out", labels=[1, 2], probabilities_dir=probabilities)
     assert list(pd.read_csv(tmp_path / "out" / "cases.csv").columns) == [*COLUMNS, "ece", "brier"]
     assert table[table["case"] == "a"]["brier"].max() < table[table["case"] == "c"]["brier"].min()
     assert "brier: mean of" in (tmp_path / "out" / "conventions.txt").read_text()

@@ -124,8 +124,8 @@ def test_other_tables_are_refused(table, message):
 
 def test_folders_and_files_compare_like_their_tables(folders, tmp_path):
     pred, ref = folders
-    good = evaluate_folders(ref, ref, tmp_path / "good")
-    poor = evaluate_folders(pred, ref, tmp_path / "poor")
+    good, _ = evaluate_folders(ref, ref, tmp_path / "good")
+    poor, _ = evaluate_folders(pred, ref, tmp_path / "poor")
     expected = compare(poor, good)
     assert compare(tmp_path / "poor", tmp_path / "good" / "cases.csv") == expected
     assert expected.difference > 0

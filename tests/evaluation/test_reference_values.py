@@ -173,11 +173,13 @@ def test_dice_of_the_monai_suite():
 
 
 def test_panoptica_4_by_4():
-    pred, ref = mask((4, 4), (1, 3), (1, 3)), None
+    pred = mask((4, 4), (1, 3), (1, 3))
     ref = np.array([[0, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 0]], bool)
     scored = row(pred, ref)
     assert scored["dice"] == pytest.approx(0.5714286, abs=5e-8)
-    assert scored["hd_mm"] == 1
+    assert (scored["hd_mm"], scored["masd_mm"]) == (1, 0.625)
+    for tolerance, share in ((0.5, 0.375), (1.0, 1.0)):  # by panoptica's own rule, as above
+        assert np.mean([(part <= tolerance).mean() for part in _parts(pred, ref)]) == share
     assert (scored["n_ref"] - scored["n_pred"]) / scored["n_pred"] == pytest.approx(1.5)
     assert (scored["n_pred"] - scored["n_ref"]) / scored["n_ref"] == pytest.approx(-0.6)
     shifted = row(mask((6, 6), (1, 4), (2, 5)), mask((6, 6), (1, 4), (1, 4)))

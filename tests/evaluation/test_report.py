@@ -139,7 +139,7 @@ def test_too_many_rows_leave_the_details_to_the_csv(monkeypatch, folders):
 def test_subjects_and_provenance_are_shown_and_kept(folders, tmp_path):
     record = {"step": 30, "versions": {"torch": "2.13.0"}, "training_cases": [f"case_{i}" for i in range(30)]}
     subjects = {"a": "s1", "b": "s1", "c": "s2"}
-    table = evaluate_folders(*folders, tmp_path / "out", subjects=subjects, provenance=record)
+    table, _ = evaluate_folders(*folders, tmp_path / "out", subjects=subjects, provenance=record)
     assert table["subject"].tolist() == ["s1"] * 4 + ["s2"] * 2
     html = _text(_read(tmp_path / "out"))
     assert "3 cases of 2 subjects" in html

@@ -1,12 +1,11 @@
-"""evaluate, summarise and evaluate_folders: rows, conventions, refusals and files."""
+"""evaluate: rows, conventions and refusals."""
 
-import itertools
-import json
 import math
 import subprocess
 import sys
 import time
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,9 +14,8 @@ import segscse as ss
 from segscse.data.io import Volume
 from segscse.errors import InputError
 from segscse.evaluation import scores
-from segscse.evaluation.columns import COLUMNS, CONVENTION, diagonal_mm_of, diagonals_beside
-from segscse.evaluation.folders import evaluate_folders
-from segscse.evaluation.scores import evaluate, summarise
+from segscse.evaluation.columns import COLUMNS, CONVENTION
+from segscse.evaluation.scores import evaluate
 
 from .conftest import AFFINE, blocks
 
@@ -217,49 +215,6 @@ def test_missing_predictions_are_refused_by_name_or_scored_as_empty(folders):
     assert table["case"].nunique() == 3
 
 
-def test_dropping_predictions_never_improves_the_means(folders):
-    before = summarise(evaluate(*folders))["overall"]
-    for case in "abc":
-        (folders[0] / f"{case}.nii.gz").unlink()
-        after = summarise(evaluate(*folders, missing="empty"))["overall"]
-        assert after["mean_dice"] < before["mean_dice"]
-        assert after["mean_hd95_penalised_mm"] > before["mean_hd95_penalised_mm"]
-        assert after["mean_hd95_mm"] is None
-        before = after
-
-
-@pytest.mark.parametrize("worst_first", [True, False])
-def test_missing_k_of_100_structures_never_looks_better(worst_first):
-    """The trap of a mean that leaves out what is missed: dropping the worst cases would improve it."""
-    cases = [f"case_{number:03d}" for number in range(100)]
-    ref = {case: np.pad(np.ones((8, 8), int), 8) for case in cases}
-    pred = {case: np.roll(ref[case], number % 7, axis=0) for number, case in enumerate(cases)}
-    order = sorted(cases, key=lambda case: int(case[5:]) % 7, reverse=worst_first)
-    summaries = []
-    for k in range(11):
-        kept = {case: pred[case] for case in cases if case not in order[:k]}
-        summaries.append(summarise(evaluate(kept, ref, missing="empty")))
-        assert summaries[-1]["overall"]["n_missed"] == summaries[-1]["labels"][0]["n_missed"] == k
-    for before, after in itertools.pairwise(summaries):
-        assert after["overall"]["mean_dice"] < before["overall"]["mean_dice"]
-        old, new = _distances(before), _distances(after)
-        assert old.keys() == new.keys()
-        assert len(old) == 4 * 3 + 4 * 2
-        for name, value in new.items():
-            assert value >= old[name], name
-        for name in ("hd_mm", "hd95_mm", "assd_mm", "masd_mm"):
-            assert new[name, "mean_penalised"] > old[name, "mean_penalised"]
-
-
-def _distances(summary):
-    """Return every distance that a summary publishes; null, which says undefined, counts as the worst."""
-    found = {key: value for key, value in summary["overall"].items() if key.endswith("_mm")}
-    for name, values in summary["labels"][0].items():
-        if name.endswith("_mm"):
-            found |= {(name, what): values[what] for what in ("mean", "median", "mean_penalised")}
-    return {key: math.inf if value is None else value for key, value in found.items()}
-
-
 def test_extra_predictions_are_refused_even_when_missing_ones_are_not(folders, save):
     save(folders[0] / "x.nii.gz", blocks())
     for missing in ("error", "empty"):
@@ -281,57 +236,6 @@ def test_no_references_is_refused(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no images"):
         evaluate(folders[0], tmp_path / "empty")
-
-
-def test_summary_is_json_and_hand_worked(folders):
-    (folders[0] / "c.nii.gz").unlink()
-    table = evaluate(*folders, missing="empty", names={1: "left"})
-    summary = summarise(table)
-    json.dumps(summary, allow_nan=False)
-    left = summary["labels"][0]
-    assert (left["label"], left["name"], left["n_cases"]) == (1, "left", 3)
-    assert left["dice"]["mean"] == pytest.approx((1 + 0.75 + 0) / 3)
-    assert left["dice"]["median"] == 0.75
-    assert (left["hd95_mm"]["n"], left["hd95_mm"]["n_infinite"]) == (3, 1)
-    assert (left["hd95_mm"]["mean"], left["hd95_mm"]["median"]) == (None, 1)
-    diagonal = math.sqrt(12**2 + 24**2 + 20**2)
-    assert left["hd95_mm"]["mean_penalised"] == pytest.approx((0 + 1 + diagonal) / 3)
-    assert (left["n_missed"], left["n_false_positive_cases"], left["n_both_empty"]) == (1, 0, 0)
-    assert summary["overall"]["mean_dice"] == pytest.approx((1.75 / 3 + (1 + 2 / 3) / 3) / 2)
-    assert summary["overall"]["n_missed"] == 2
-    assert left["iou"]["mean"] == pytest.approx((1 + 0.6 + 0) / 3)
-    assert (left["precision"]["n"], left["precision"]["mean"]) == (2, pytest.approx(0.875))
-    assert (summary["nsd_tolerance_mm"], summary["convention"]) == (1.0, CONVENTION)
-    assert summary["definitions"].keys() == set(table.columns)
-    assert diagonal_mm_of(table).tolist() == pytest.approx([diagonal] * 6)
-    assert summary["grids"]["a"] == {"spacing_mm": [1, 2, 2.5], "diagonal_mm": pytest.approx(diagonal)}
-
-
-def test_mean_over_labels_and_mean_over_cases_differ_when_labels_are_absent():
-    rows = [
-        {"case": "a", "label": 1, "dice": 1.0}, {"case": "a", "label": 2, "dice": 0.0},
-        {"case": "b", "label": 1, "dice": 0.6}, {"case": "b", "label": 2, "dice": math.nan},
-    ]  # fmt: skip
-    fill = {"name": "x", "hd95_mm": math.nan, "n_ref": 1, "n_pred": 1}
-    overall = summarise(pd.DataFrame([row | fill for row in rows]))["overall"]
-    assert overall["mean_dice"] == pytest.approx((0.8 + 0.0) / 2)
-    assert overall["mean_dice_by_case"] == pytest.approx((0.5 + 0.6) / 2)
-
-
-def test_a_label_that_never_occurs_is_null_in_the_summary():
-    summary = summarise(evaluate(blocks(), blocks(), labels=[1, 5]))
-    assert summary["labels"][1]["dice"]["mean"] is None
-    assert summary["labels"][1]["n_both_empty"] == 1
-    assert summary["overall"]["mean_dice"] == 1
-
-
-def test_a_penalised_mean_is_null_where_the_diagonal_is_not_known():
-    table = evaluate(np.zeros((4, 4), int), np.ones((4, 4), int))
-    assert summarise(table)["labels"][0]["hd95_mm"]["mean_penalised"] == pytest.approx(math.sqrt(32))
-    table.attrs = {}
-    assert summarise(table.assign(diagonal_mm=7.0))["labels"][0]["hd95_mm"]["mean_penalised"] == 7
-    assert summarise(table)["labels"][0]["hd95_mm"]["mean_penalised"] is None
-    assert summarise(table)["overall"]["mean_hd95_penalised_mm"] is None
 
 
 def test_progress_and_workers(folders):
@@ -358,38 +262,6 @@ def test_a_stop_does_not_score_what_is_in_the_queue(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluate(cases, cases, workers=2, progress=stop)
     assert len(scored) < 25
-
-
-def test_evaluate_folders_writes_four_files(folders, tmp_path):
-    table = evaluate_folders(*folders, tmp_path / "out", names={1: "left"})
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "cases.csv",
-        "conventions.txt",
-        "report.html",
-        "summary.json",
-    ]
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "cases.csv", dtype={"name": str}), table)
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary == summarise(table)
-    assert diagonals_beside(tmp_path / "out" / "cases.csv") == pytest.approx(table.attrs["diagonal_mm"])
-    assert diagonals_beside(folders[0] / "cases.csv") == {}
-    (tmp_path / "out" / "summary.json").write_text('{"grids": {"a": {}}}')
-    with pytest.raises(InputError, match="is not a summary of evaluate"):
-        diagonals_beside(tmp_path / "out" / "cases.csv")
-    (tmp_path / "out" / "summary.json").write_text("{")
-    with pytest.raises(InputError, match="is not valid JSON"):
-        diagonals_beside(tmp_path / "out" / "cases.csv")
-    words = (tmp_path / "out" / "conventions.txt").read_text()
-    assert CONVENTION in words
-    assert "NSD tolerance: 1 mm." in words
-    assert "hd95_mm: larger of the two directed 95th percentiles" in words
-
-
-def test_nothing_is_written_when_a_case_is_bad(folders, tmp_path):
-    (folders[0] / "b.nii.gz").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"b\.nii\.gz"):
-        evaluate_folders(*folders, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_scoring_imports_no_torch():

@@ -1,0 +1,357 @@
+"""Ablation: variants of the attention, trained alike, one run after the other, and compared case by case."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from rich.console import Console
+
+from segscse.api import config_of, subjects_of_cases
+from segscse.config import ExperimentConfig, load_config, to_builtin
+from segscse.crossval import finish_fold, refuse_used
+from segscse.data.prepare import PlannedDataset, plan_dataset
+from segscse.data.split import make_split
+from segscse.errors import InputError, Interrupted
+from segscse.evaluation.ablation import Ablation, VariantCost, score_variants
+from segscse.evaluation.columns import CONVENTION, CONVENTION_VERSION
+from segscse.evaluation.tables import load_table
+from segscse.files import read_json, write_json, write_text
+from segscse.nets.build import check_attention
+from segscse.nets.unet import POSITIONS
+from segscse.training.footprint import Footprint, measure_footprint
+from segscse.training.run import Run
+from segscse.types import Progress
+
+VARIANTS = ("none", "se", "scse", "eca")
+FOLDS = (0, 1, 2)
+SEEDS = 1
+_RECORDED = ("versions", "device", "precision", "threads")
+
+
+@dataclass(frozen=True, slots=True)
+class _Study:
+    """An ablation, decided: its variants in order, folds, number of seeds, and what all runs share."""
+
+    folder: Path
+    attention: tuple[str, ...]
+    folds: tuple[int, ...]
+    seeds: int
+    config: ExperimentConfig
+
+    @property
+    def rounds(self) -> list[tuple[int, int]]:
+        """The pairs of seed and fold, in order: all folds of the first seed, then those of the next."""
+        first = self.config.train.seed
+        return [(seed, fold) for seed in range(first, first + self.seeds) for fold in self.folds]
+
+    @property
+    def runs(self) -> list[tuple[str, int, int]]:
+        """Variant, seed and fold of every run, in order."""
+        return [(variant, *round_) for round_ in self.rounds for variant in self.attention]
+
+    @property
+    def length(self) -> str:
+        """The length of a run, in words."""
+        train = self.config.train
+        return train.budget if train.max_steps is None else f"{train.max_steps} steps"
+
+    def config_of(self, variant: str, seed: int | None = None) -> ExperimentConfig:
+        """Return the configuration of a variant's runs: its attention wherever the study's own has any."""
+        config, attention = self.config, self.config.model.attention
+        placed: dict[str, Any] = dict.fromkeys(self.places, variant)
+        model = replace(config.model, attention=replace(attention, **placed))
+        return replace(config, model=model, train=config.train if seed is None else replace(config.train, seed=seed))
+
+    @property
+    def places(self) -> list[str]:
+        """The positions of the network where the configuration has attention."""
+        return [place for place in POSITIONS if getattr(self.config.model.attention, place) != "none"]
+
+    def settings(self, fingerprint: str) -> dict[str, Any]:
+        """Return what resuming needs: everything but the folder, and the data set's fingerprint."""
+        return {
+            "attention": list(self.attention),
+            "folds": list(self.folds),
+            "seeds": self.seeds,
+            "fingerprint": fingerprint,
+            "config": to_builtin(asdict(self.config)),
+        }
+
+    def run_folder(self, variant: str, seed: int, fold: int) -> Path:
+        """Return the folder of a run."""
+        return self.folder / variant / f"seed{seed}_fold{fold}"
+
+
+def ablate(
+    dataset: str | Path,
+    *,
+    out: str | Path,
+    attention: Sequence[str] | None = None,
+    folds: Sequence[int] | None = None,
+    seeds: int | None = None,
+    budget: str | None = None,
+    steps: int | None = None,
+    labels: str | Path | None = None,
+    config: str | Path | ExperimentConfig | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    progress: Progress | None = None,
+) -> Ablation:
+    """Train variants of the attention on the same folds with the same seeds, and compare them with the first.
+
+    One run follows the other, every variant's first fold before any variant's second, and all folds of a seed before
+    the next seed; `<out>/ablation.json` and `ablation.md` are written whenever all variants have finished a fold.
+    `<out>/<variant>/seed<s>_fold<k>` is a run like any other, and `<out>/<variant>/cases.csv` a table for `compare`.
+
+    Args:
+        dataset: a data set, as for `segscse train`.
+        out: the folder for everything.
+        attention: names of `segscse.attention.ATTENTION`, the baseline first; each stands in turn wherever the
+            configuration has an attention block. Default: none, se, scse, eca; with `resume` what the ablation was
+            started with, as for `folds` and `seeds`, which may also be given anew, for more runs.
+        folds: numbers of cross-validation folds. Default: 0, 1, 2.
+        seeds: how many trainings of every fold, with the configuration's seed and those after it. Default: 1.
+        budget: time a run, such as `10m`; wins over the configuration's time or steps.
+        steps: optimiser steps a run, in place of time, so that every variant makes the same number.
+        labels: the folder of label maps, when `dataset` is a folder of images.
+        config: a configuration or its YAML file; the defaults if not given.
+        resume: keep the runs in `out` that are finished, go on with the one that was interrupted, then the others.
+        console: where progress is shown; nowhere if not given.
+        progress: called with the number of validation cases that are segmented in a run, and their total.
+
+    Raises:
+        InputError: something given cannot be used; then nothing was trained.
+        Interrupted: a signal stopped the work; continue it with `resume=True`.
+    """
+    console = console or Console(stderr=True, quiet=True)
+    saved = _started(Path(out)) if resume else {}
+    if not resume:
+        refuse_used(Path(out))
+    study = _Study(
+        Path(out),
+        tuple(saved.get("attention", VARIANTS) if attention is None else attention),
+        tuple(saved.get("folds", FOLDS) if folds is None else folds),
+        saved.get("seeds", SEEDS) if seeds is None else seeds,
+        _config(config_of(config), budget, steps, saved, Path(out)),
+    )
+    _check_variants(study)
+    planned = plan_dataset(dataset, study.config, labels=labels)
+    _check_data(study, planned, saved)
+    footprints = {name: measure_footprint(planned.plan, study.config_of(name)) for name in study.attention}
+    write_json(study.folder / "settings.json", study.settings(planned.fingerprint.content))
+    finish = partial(
+        finish_fold, dataset, labels=labels, budget=None, resume=resume, console=console, progress=progress
+    )
+    for number in range(1, 1 + len(study.runs)):
+        _finish_run(study, number, planned, finish, console)
+        if number % len(study.attention) == 0:
+            ablation = _write(study, planned, study.rounds[: number // len(study.attention)], footprints)
+    return ablation
+
+
+def _finish_run(
+    study: _Study, number: int, planned: PlannedDataset, finish: Callable[..., Run], console: Console
+) -> None:
+    """Do the n-th run, as far as that has not been done, and leave its `outcome.json`."""
+    variant, seed, fold = study.runs[number - 1]
+    what = f"run {number} of {len(study.runs)}: {variant}, seed {seed}, fold {fold}"
+    folder = study.run_folder(variant, seed, fold)
+    if (folder / "outcome.json").is_file():
+        console.print(f"{what}, finished before", highlight=False)
+        return
+    console.print(what, highlight=False)
+    with _stopped_in(what, study.folder):
+        run = finish(folder=folder, config=study.config_of(variant, seed), fold=fold)
+    _record(run, planned)
+
+
+def _started(folder: Path) -> dict[str, Any]:
+    """Return what an ablation was started with.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    if not (folder / "settings.json").is_file():
+        raise InputError("holds no ablation to resume", file=folder, remedy="Start it without --resume")
+    return read_json(folder / "settings.json")
+
+
+def _config(
+    config: ExperimentConfig, budget: str | None, steps: int | None, saved: Mapping[str, Any], folder: Path
+) -> ExperimentConfig:
+    """Return the configuration of all runs: as given, or as `saved` where the ablation is resumed.
+
+    Raises:
+        InputError: both a budget and steps, or another configuration than the ablation was started with.
+    """
+    if budget is not None and steps is not None:
+        raise InputError("an ablation takes a budget or a number of steps, got both", remedy="Give one of them")
+
+    def with_length(config: ExperimentConfig) -> ExperimentConfig:
+        train = config.train
+        if budget is not None:
+            train = replace(train, budget=budget, max_steps=None)
+        return replace(config, train=train if steps is None else replace(train, max_steps=steps))
+
+    given = with_length(config)
+    if not saved:
+        return given
+    started = load_config(saved["config"])
+    if given != started and (config != ExperimentConfig() or with_length(started) != started):
+        raise InputError(
+            "was started with another configuration or length, and its runs must all have the same",
+            file=folder,
+            remedy="Resume without --config, --budget, --steps and other settings",
+        )
+    return started
+
+
+def _check_variants(study: _Study) -> None:
+    """Refuse what cannot be trained or compared.
+
+    Raises:
+        InputError: fewer than two variants, one of them twice, an unknown one, no place for them, no seed.
+    """
+    names = study.attention
+    if len({name.lower() for name in names}) < max(2, len(names)):
+        raise InputError(f"an ablation takes two different variants or more, got {', '.join(names)}")
+    if study.seeds < 1:
+        raise InputError(f"seeds must be 1 or more, got {study.seeds}")
+    if not study.folds or len(set(study.folds)) < len(study.folds):
+        raise InputError(f"folds must be different numbers, got {', '.join(map(str, study.folds)) or 'none'}")
+    if not study.places:
+        raise InputError(
+            "the configuration has no attention at any position, so there is no place for the variants",
+            remedy="Set model.attention.encoder, bottleneck, decoder or skip to any block",
+        )
+    for name in names:
+        check_attention(study.config_of(name).model)
+
+
+def _check_data(study: _Study, planned: PlannedDataset, saved: Mapping[str, Any]) -> None:
+    """Refuse folds that are not there, and another data set than the ablation was started with.
+
+    Raises:
+        InputError: naming which.
+    """
+    data = study.config.data
+    for fold in study.folds:
+        make_split(planned.index.cases, fold, folds=data.folds, seed=data.split_seed)
+    if saved and saved["fingerprint"] != planned.fingerprint.content:
+        remedy = "Resume with the data set that it was started with"
+        raise InputError("was started with another data set", file=study.folder, remedy=remedy)
+
+
+@contextmanager
+def _stopped_in(what: str, folder: Path) -> Iterator[None]:
+    """Say which run a signal stopped, and how to go on.
+
+    Raises:
+        Interrupted: as it came.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as stop:
+        number = stop.signum if isinstance(stop, Interrupted) else signal.SIGINT
+        raise Interrupted(number, f"stopped in {what}; continue with --resume (ablation folder: {folder})") from stop
+
+
+def _record(run: Run, planned: PlannedDataset) -> None:
+    """Write what a finished run cost: the mark that it is finished.
+
+    Raises:
+        InputError: the data set is no longer what the ablation was planned for.
+    """
+    if run.planned.plan != planned.plan or run.planned.fingerprint.content != planned.fingerprint.content:
+        raise InputError("the data set has changed since the ablation was started", remedy="Start a new one")
+    record = read_json(run.folder / "run.json")
+    outcome = {
+        "steps": run.steps,
+        "step_ms": step_ms(run.folder / "metrics.csv"),
+        "inference_s": list(read_json(run.folder / "validation" / "seconds.json").values()),
+        **{name: record[name] for name in _RECORDED},
+    }
+    write_json(run.folder / "outcome.json", outcome)
+
+
+def step_ms(metrics_csv: Path) -> float | None:
+    """Return the median time of a training step in ms, over the stretches of a log that hold no validation.
+
+    None where there is no such stretch, in a run of fewer than 20 steps.
+    """
+    with metrics_csv.open(newline="") as stream:
+        rows = [(int(row["step"]), float(row["seconds"]), bool(row["val_dice"])) for row in csv.DictReader(stream)]
+    times = []
+    before = (0, 0.0)
+    for step, seconds, validated in rows:
+        if step > before[0] and not validated:
+            times.append(1000 * (seconds - before[1]) / (step - before[0]))
+        before = (step, seconds)
+    return round(median(times), 3) if times else None
+
+
+def _write(
+    study: _Study, planned: PlannedDataset, rounds: Sequence[tuple[int, int]], footprints: dict[str, Footprint]
+) -> Ablation:
+    """Compare what all variants have finished, and write it."""
+    outcomes = {
+        name: [read_json(study.run_folder(name, *round_) / "outcome.json") for round_ in rounds]
+        for name in study.attention
+    }
+    costs = {name: _cost(of, footprints[name]) for name, of in outcomes.items()}
+    runs = {
+        name: [(seed, load_table(study.run_folder(name, seed, fold) / "validation", name)) for seed, fold in rounds]
+        for name in study.attention
+    }
+    variants, comparison, tables = score_variants(runs, costs, subjects_of_cases(planned.index.cases))
+    for name, table in tables.items():
+        write_text(study.folder / name / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
+    ablation = Ablation(
+        folder=study.folder,
+        dataset=planned.plan.dataset,
+        length=study.length,
+        rounds=tuple(rounds),
+        n_rounds=len(study.rounds),
+        n_cases=tables[study.attention[0]]["case"].nunique(),
+        variants=variants,
+        comparison=comparison,
+    )
+    every = [outcome for of in outcomes.values() for outcome in of]
+    record = {
+        "convention": CONVENTION,
+        "convention_version": CONVENTION_VERSION,
+        "made_with": {name: _different(outcome[name] for outcome in every) for name in _RECORDED},
+        "config": to_builtin(asdict(study.config)),
+    }
+    write_json(study.folder / "ablation.json", {**ablation.to_json(), **record})
+    write_text(study.folder / "ablation.md", ablation.to_markdown())
+    return ablation
+
+
+def _cost(outcomes: Sequence[dict[str, Any]], footprint: Footprint) -> VariantCost:
+    known = [outcome["step_ms"] for outcome in outcomes if outcome["step_ms"] is not None]
+    seconds = [value for outcome in outcomes for value in outcome["inference_s"]]
+    return VariantCost(
+        parameters=footprint.parameters,
+        step_ms=median(known) if known else float("nan"),
+        steps=fmean(outcome["steps"] for outcome in outcomes),
+        memory_bytes=float(footprint.peak_bytes),
+        inference_s=median(seconds),
+    )
+
+
+def _different(values: Iterable[Any]) -> list[Any]:
+    """Return the values that occur, each once: more than one where an ablation moved to another machine."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found

@@ -1,0 +1,42 @@
+"""evaluate_folders: the four files, and none of them when a case is bad."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from segscse.errors import InputError
+from segscse.evaluation.columns import CONVENTION, diagonals_beside
+from segscse.evaluation.folders import evaluate_folders
+from segscse.evaluation.scores import summarise
+
+
+def test_evaluate_folders_writes_four_files(folders, tmp_path):
+    table, summary = evaluate_folders(*folders, tmp_path / "out", names={1: "left"})
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cases.csv",
+        "conventions.txt",
+        "report.html",
+        "summary.json",
+    ]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "cases.csv", dtype={"name": str}), table)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary == summarise(table)
+    assert diagonals_beside(tmp_path / "out" / "cases.csv") == pytest.approx(table.attrs["diagonal_mm"])
+    assert diagonals_beside(folders[0] / "cases.csv") == {}
+    (tmp_path / "out" / "summary.json").write_text('{"grids": {"a": {}}}')
+    with pytest.raises(InputError, match="is not a summary of evaluate"):
+        diagonals_beside(tmp_path / "out" / "cases.csv")
+    (tmp_path / "out" / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="is not valid JSON"):
+        diagonals_beside(tmp_path / "out" / "cases.csv")
+    words = (tmp_path / "out" / "conventions.txt").read_text()
+    assert CONVENTION in words
+    assert "NSD tolerance: 1 mm." in words
+    assert "hd95_mm: larger of the two directed 95th percentiles" in words
+
+
+def test_nothing_is_written_when_a_case_is_bad(folders, tmp_path):
+    (folders[0] / "b.nii.gz").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=r"b\.nii\.gz"):
+        evaluate_folders(*folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
