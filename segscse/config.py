@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -11,8 +12,12 @@ import cyclopts
 import yaml
 from cyclopts.config import Dict
 
-from segscse.errors import InputError
-from segscse.files import write_text
+from segscse.errors import InputError, visible
+from segscse.files import read_limited, write_text
+
+MAX_YAML_BYTES = 2**15  # twenty times all settings; the parser takes a second for the worst text of that size
+MAX_YAML_VALUES = 10_000
+YAML_KINDS = ("str", "int", "float", "bool", "null", "seq", "map", "merge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,28 +261,68 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return a text, or an exception's, on a single line."""
-    return " ".join(str(error).split())
+    """Return a text, or an exception's, on a single line, of visible characters."""
+    return visible(" ".join(str(error).split()))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read one YAML file of settings; only plain values can come out of it.
 
     Raises:
-        InputError: the file cannot be read or does not hold a mapping.
+        InputError: the file cannot be read, repeats a name, multiplies values by aliases, or is no mapping.
     """
+    content = read_limited(path, MAX_YAML_BYTES)
     try:
-        with Path(path).open(encoding="utf-8") as stream:
-            values = yaml.safe_load(stream)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # A stream, because of a text the errors would quote lines, and it need not be a file of settings.
+        loader = yaml.SafeLoader(io.BytesIO(content))
+        node = loader.get_single_node()
+        if node is not None:
+            _check_nodes(node)
+        values = None if node is None else loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"is not valid YAML ({one_line(error)})", file=path, remedy="Correct the file") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise InputError("must hold settings such as `model:`", file=path, remedy="See configs/ for examples")
     return values
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    """Refuse dates, sets and objects, names that occur twice, and aliases that make much of little text.
+
+    Raises:
+        ValueError: naming the reason.
+    """
+    sizes: dict[int, int] = {}  # of every node, as if its aliases were written out
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            kind = node.tag.rpartition(":")[2]
+            if kind not in YAML_KINDS:
+                raise ValueError(f"a value of the kind {kind!r} is no setting; text goes in quotes")
+            sizes[id(node)] = MAX_YAML_VALUES  # met again before it is counted: it holds itself
+            sizes[id(node)] = 1 + sum(size(child) for child in _children(node))
+        return sizes[id(node)]
+
+    if size(root) > MAX_YAML_VALUES:
+        raise ValueError(f"it holds more than {MAX_YAML_VALUES} values, aliases written out")
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return node.value
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    names: set[str] = set()
+    for name, _ in node.value:
+        if isinstance(name, yaml.ScalarNode):
+            if name.value in names:
+                raise ValueError(
+                    f"the name {name.value!r} occurs twice, the second time in line {name.start_mark.line + 1}"
+                )
+            names.add(name.value)
+    return [child for pair in node.value for child in pair]
 
 
 def save_config(path: str | Path, config: ExperimentConfig) -> None:

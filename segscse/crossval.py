@@ -9,8 +9,7 @@ from rich.console import Console
 
 from segscse.api import config_of, subjects_of_cases, validate_run
 from segscse.config import ExperimentConfig
-from segscse.data.index import open_dataset
-from segscse.data.prepare import PlannedDataset
+from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
@@ -54,22 +53,23 @@ def cross_validate(
         Interrupted: a signal stopped the work; continue it with `resume=True`.
     """
     folder, chosen = Path(out), config_of(config)
-    folds = group.on_first(lambda: _folds(dataset, folder, labels, chosen, resume=resume))
-    runs = [
-        finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress)
-        for fold in group.share(folds)
-    ]
+    planned = group.on_first(lambda: _plan(dataset, folder, labels, chosen, resume=resume))
+    # How many subjects there are is known once the scans are read: copies of a scan belong to one.
+    folds = list(range(n_folds(planned.index.cases, chosen.data.folds)))
+    for fold in group.share(folds):
+        left = len(folds) - fold
+        finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress, left)
     group.barrier()
-    return group.on_first(lambda: _score(folder, folds, runs[0].planned))
+    return group.on_first(lambda: _score(folder, folds, planned))
 
 
-def _folds(
+def _plan(
     dataset: str | Path, folder: Path, labels: str | Path | None, config: ExperimentConfig, *, resume: bool
-) -> list[int]:
-    """Return the numbers of the folds of a cross-validation that may begin or go on in `folder`."""
+) -> PlannedDataset:
+    """Return the data set of a cross-validation that may begin or go on in `folder`."""
     if not resume:
         refuse_used(folder)
-    return list(range(n_folds(open_dataset(dataset, labels).cases, config.data.folds)))
+    return plan_dataset(dataset, config, labels=labels)
 
 
 def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str, Any]:
@@ -108,6 +108,7 @@ def finish_fold(
     resume: bool,
     console: Console | None,
     progress: Progress | None,
+    folds_left: int,
 ) -> Run:
     """Train and validate a fold, as far as that has not been done; the arguments are those of `cross_validate`.
 
@@ -126,7 +127,9 @@ def finish_fold(
         fold=fold,
         budget=None if started else budget,
         resume=started,
+        cache=folder.parent / "cache",  # every fold has the same cases, apart from which of them it trains on
         console=console,
+        runs=folds_left,
     )
     scored = (folder / "validation" / "summary.json").is_file()
     if (

@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def visible(text: str) -> str:
+    """Return a text with the code of every character that is not printed, such as ESC: names must not steer a terminal.
+
+    Line breaks stay.
+    """
+    return "".join(letter if letter.isprintable() or letter == "\n" else ascii(letter)[1:-1] for letter in text)
+
+
 class SegscseError(Exception):
     """Base of every error that segscse raises on purpose; the command line prints it as one line, exit code 2."""
 

@@ -1,4 +1,4 @@
-"""Writing files: everything that segscse leaves on disk goes through `atomic_path`, so no file is half-written."""
+"""Files: what segscse leaves on disk goes through `atomic_path`, so none is half-written; what it reads has limits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".segscse.lock"
+# Descriptions are kilobytes; parsing can take forty times the text's size in memory.
+MAX_TEXT_BYTES = 2**24
+MAX_JSON_DEPTH = 64
 _TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.tmp(\..+)?")
 
 
@@ -188,18 +192,99 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
+def read_limited(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a file whole, if it is a plain file of at most `max_bytes`; pipes and devices may never end.
 
     Raises:
-        InputError: the file is missing or is not JSON.
+        InputError: it cannot be read, is no plain file, or is larger.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        require_plain(Path(path))
+        with Path(path).open("rb") as stream:
+            content = stream.read(max_bytes + 1)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check the path") from error
+    if len(content) > max_bytes:
+        raise InputError(f"is larger than {max_bytes} bytes, the limit", file=path, remedy="Check what the file holds")
+    return content
+
+
+def read_json(path: str | Path, *, max_bytes: int = MAX_TEXT_BYTES) -> Any:
+    """Read a JSON file strictly: a repeated name, NaN, or a number or nesting beyond every use of it is an error.
+
+    Raises:
+        InputError: the file is missing, too large or not JSON.
+    """
+    content = read_limited(path, max_bytes)
+    try:
+        return parse_json(content)
     except (ValueError, RecursionError) as error:
         raise InputError(f"is not valid JSON ({error})", file=path, remedy="Repair or replace the file") from error
+
+
+def parse_json(content: bytes) -> Any:
+    """Return the value of JSON text, as `read_json` does.
+
+    Raises:
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply for the parser.
+    """
+    value = json.loads(
+        content.decode("utf-8-sig"),
+        object_pairs_hook=_unique_names,
+        parse_constant=_finite,
+        parse_float=_finite,
+        parse_int=_bounded,
+    )
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_JSON_DEPTH} levels")
+        level = [item for node in level for item in _items(node)]
+    return value
+
+
+def _items(node: Any) -> Any:
+    """Return what a JSON value holds; of texts nothing, but a half of a surrogate pair is refused: it is no text."""
+    if isinstance(node, str):
+        node.encode()
+    return (*node, *node.values()) if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {twice!r} occurs twice")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not -float("inf") < value < float("inf"):
+        raise ValueError(f"{text} is no number of JSON")
+    return value
+
+
+def _bounded(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"the number {text[:20]}... does not fit in 64 bits")
+    return int(text)
+
+
+def require_plain(path: Path) -> None:
+    """Refuse what is there but no file of bytes, such as a pipe or a device, before it is opened.
+
+    Raises:
+        InputError: it is something else than a file.
+        OSError: it cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        problem = "is a folder" if stat.S_ISDIR(mode) else "is no plain file"
+        raise InputError(f"cannot be read ({problem})", file=path, remedy="Check the path")
 
 
 def sha256_of(path: Path) -> str:
@@ -209,6 +294,7 @@ def sha256_of(path: Path) -> str:
         InputError: it cannot be read.
     """
     try:
+        require_plain(path)
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:

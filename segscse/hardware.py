@@ -3,15 +3,128 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
-from importlib.metadata import version
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from segscse.errors import InputError
+from segscse.limits import Disk, Memory, disk_at, memory, shared_memory, usable_cores
 
 PACKAGES = ("torch", "monai", "pytorch-lightning", "nibabel", "SimpleITK", "numpy")
+THREAD_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "OMP_PROC_BIND",
+    "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The CPU kernels of segscse.
+
+    Attributes:
+        run: whether they compute what they should here.
+        problem: why not, or empty.
+        threads: whose they share: `openmp`, torch's own, or `pool`, Python's beside them.
+        cache: the folder that keeps their machine code; None where every process compiles anew.
+    """
+
+    run: bool
+    problem: str
+    threads: str
+    cache: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this process has to work with.
+
+    Attributes:
+        system: operating system and processor architecture.
+        cpu: the processor's name.
+        cores: that this process may run on.
+        threads: of torch.
+        settings: environment variables that decide about threads, as far as they are set.
+        memory: what can be taken.
+        shared_memory: free bytes of `/dev/shm`; None where the system has none.
+        gpu: names, total and free bytes of the CUDA devices.
+        mps: whether Apple's GPU can be used.
+        bf16: whether the best device here multiplies in bfloat16.
+        device: what `auto` takes.
+        disk: where outputs go.
+        kernels: of segscse, on the CPU.
+        versions: of what decides a result.
+        packages: versions of segscse's other dependencies, and of the optional ones that are installed.
+        engines: what can compute a network in prediction.
+    """
+
+    system: str
+    cpu: str
+    cores: int
+    threads: int
+    settings: dict[str, str]
+    memory: Memory
+    shared_memory: int | None
+    gpu: tuple[tuple[str, int, int], ...]
+    mps: bool
+    bf16: bool
+    device: str
+    disk: Disk
+    kernels: Kernels
+    versions: dict[str, str]
+    packages: dict[str, str]
+    engines: tuple[str, ...]
+
+
+def examine_machine(out: str | Path = ".") -> Machine:
+    """Return what this process has to work with; outputs go to `out`, which need not exist."""
+    from segscse.inference.engines import PACKAGES as ENGINES
+    from segscse.inference.engines import installed
+
+    device = pick_device("auto")
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpu=_cpu_name(),
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        settings={name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},
+        memory=memory(),
+        shared_memory=shared_memory(),
+        gpu=tuple(_gpu(number) for number in range(torch.cuda.device_count())),
+        mps=torch.backends.mps.is_available(),
+        bf16=pick_precision("auto", device) == "bf16",
+        device=device.type,
+        disk=disk_at(out),
+        kernels=examine_kernels(),
+        versions=versions(),
+        packages=_dependencies(),
+        engines=tuple(name for name in ENGINES if installed(name)),
+    )
+
+
+def examine_kernels() -> Kernels:
+    """Run the CPU kernels on a small map and compare them with torch."""
+    from segscse.kernels.threads import openmp_is_shared
+    from segscse.kernels.warm_up import cache_folder, difference_from_torch
+
+    threads = "openmp" if openmp_is_shared() else "pool"
+    try:
+        off = difference_from_torch()
+    except Exception as error:  # whatever a compiler or a foreign processor comes up with
+        return Kernels(False, f"{type(error).__name__}: {error}", threads, None)
+    right = off < 1e-4
+    return Kernels(right, "" if right else f"they differ from torch by {off:.2g}", threads, cache_folder())
 
 
 def pick_device(name: str) -> torch.device:
@@ -67,6 +180,36 @@ def versions() -> dict[str, str]:
     packages = {name: version(name) for name in PACKAGES}
     # torch's own version names its build (+cpu, +cu132), which the package's metadata may leave out.
     return {"segscse": __version__, "python": platform.python_version(), **packages, "torch": str(torch.__version__)}
+
+
+def _gpu(number: int) -> tuple[str, int, int]:
+    free, total = torch.cuda.mem_get_info(number)
+    return torch.cuda.get_device_name(number), total, free
+
+
+def _dependencies() -> dict[str, str]:
+    """Return the versions of what segscse declares and finds, but for what `versions` says."""
+    try:
+        declared = requires("segscse") or []
+    except PackageNotFoundError:  # run from a checkout
+        declared = []
+    names = sorted({re.split(r"[^\w.-]", item)[0] for item in declared} - {*PACKAGES, "segscse"}, key=str.lower)
+    return {name: found for name in names if (found := _installed_version(name)) is not None}
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    """Return the processor's name, or its architecture where the system does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -18,7 +18,7 @@ from segscse.ranks import OtherRankError, Ranks
 
 # Beats are counted by a process' own beats and not in seconds: a machine that slept has not lost anybody.
 BEAT_S = 1.0
-SILENT_S = 45.0
+SILENT_S = 40.0
 GRACE_S = 5.0
 # After an operation has failed, so many beats tell who is gone.
 SOON = 4

@@ -79,7 +79,7 @@ def _work(target: Callable[..., object], log: Path, arguments: tuple[object, ...
     except Interrupted as error:
         code = 128 + error.signum
     except SegscseError as error:
-        print(f"segscse: {error}", file=sys.stderr)
+        sys.stderr.write(f"segscse: {error}\n")
         code = 2
     except BaseException:
         traceback.print_exc()
@@ -193,7 +193,7 @@ def predict(model: Path, scans: Path, out: Path, resume: bool, started: Path | N
     outcome = predict_files(
         predictor, [scans], out, options=Options(probabilities=True, uncertainty=True), resume=resume
     )
-    print(f"{len(outcome.written)} written, {len(outcome.verified)} verified, {outcome.failures}")
+    sys.stdout.write(f"{len(outcome.written)} written, {len(outcome.verified)} verified, {outcome.failures}\n")
 
 
 # ── Comparing ──

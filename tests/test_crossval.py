@@ -34,6 +34,7 @@ def test_it_goes_on_where_it_was_stopped(dataset, config, tmp_path, monkeypatch)
 
     def stop_in_the_second_fold(data, folder, *given, **named):
         trained.append(folder.name)
+        assert named["cache"] == tmp_path / "cv" / "cache"  # one for all folds
         if folder.name == "fold1" and not named["resume"] and trained.count("fold1") == 1:
             raise Interrupted(2, "stopped")
         return train_run(data, folder, *given, **named)

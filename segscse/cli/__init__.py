@@ -12,12 +12,13 @@ from cyclopts.config import Dict
 
 from segscse import __version__
 from segscse.cli.data import check, fetch, plan
-from segscse.cli.machine import blocks
+from segscse.cli.machine import blocks, doctor
 from segscse.cli.models import demo, export, predict, train
 from segscse.cli.scores import ablate, compare, evaluate
 from segscse.config import load_config, one_line, read_yaml
 from segscse.errors import Interrupted, SegscseError
-from segscse.ranks import ManyProcesses, OtherRankError, launch, read_ranks
+from segscse.launch import ManyProcesses, launch
+from segscse.ranks import OtherRankError, read_ranks
 
 
 def main() -> None:
@@ -83,5 +84,5 @@ app = cyclopts.App(
     help_format="plaintext",
     config=_read_config_files,
 )
-for verb in (check, plan, train, predict, export, evaluate, compare, ablate, blocks, fetch, demo):
+for verb in (check, plan, train, predict, export, evaluate, compare, ablate, blocks, doctor, fetch, demo):
     app.command(verb)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segscse.cli.options import Configs, Labels
-from segscse.cli.terminal import findings_table, make_console, say, show_bar
+from segscse.cli.terminal import make_console, say, say_findings, show_bar
 from segscse.config import ExperimentConfig, FlatConfig
 
 
@@ -30,10 +30,10 @@ def check(dataset: Path, *, labels: Labels = None, json: Path | None = None) -> 
     if json is not None:
         write_json(json, report)
     if findings:
-        make_console(stderr=False).print(findings_table(findings))
+        say_findings(findings)
     say(
         f"{len(index.cases)} cases ({index.layout} layout): {report['n_errors']} errors, "
-        f"{report['n_warnings']} warnings"
+        f"{report['n_warnings']} warnings, {report['n_notes']} notes"
     )
     return 2 if report["n_errors"] else 0
 

@@ -11,7 +11,8 @@ from segscse.cli.flags import read_engine, read_fold
 from segscse.cli.options import Configs, Device, Devices, Engine, ExportEngine, Labels, Nodes
 from segscse.cli.terminal import make_console, say, say_outcome, say_scores, show_bar
 from segscse.config import ExperimentConfig, FlatConfig
-from segscse.ranks import Ranks, joined, require_processes
+from segscse.launch import require_processes
+from segscse.ranks import Ranks, joined
 
 
 def train(

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from segscse.cli.flags import read_by_label, read_label, read_names, read_numbers, read_tolerance
 from segscse.cli.options import Configs, Labels
-from segscse.cli.terminal import make_console, say, say_scores, show_bar
+from segscse.cli.terminal import make_console, say, say_scores, say_warnings, show_bar
 from segscse.config import ExperimentConfig, FlatConfig
 from segscse.errors import InputError
 
@@ -69,6 +69,7 @@ def evaluate(
             viewer=viewer,
             progress=progress,
         )
+    say_warnings(scored.table.attrs["notes"])
     say_scores(scored.summary, out)
 
 

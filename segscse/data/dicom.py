@@ -47,7 +47,7 @@ class Slice:
 def is_series(folder: str | Path) -> bool:
     """Return whether a folder holds DICOM files, by the first few of its files."""
     folder = Path(folder)
-    return folder.is_dir() and any(_is_dicom(path) for path in _files(folder)[:LOOKED_AT])
+    return folder.is_dir() and any(_seems_dicom(path) for path in _files(folder)[:LOOKED_AT])
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[Path, ...], tuple[str, ...]]:
@@ -90,6 +90,14 @@ def _is_dicom(path: Path) -> bool:
             return stream.read(132)[128:] == MAGIC
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
+
+
+def _seems_dicom(path: Path) -> bool:
+    """Return what `_is_dicom` does; a file that cannot be read is none, so that it fails alone and later."""
+    try:
+        return _is_dicom(path)
+    except InputError:
+        return False
 
 
 def _describe(path: Path) -> Slice:

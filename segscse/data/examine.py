@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,19 +14,23 @@ import numpy as np
 from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
 from segscse.data.index import Case, DatasetIndex
 from segscse.data.io import Volume, read_image, read_labels
+from segscse.data.notes import case_note, fold_notes, same_but_case
 from segscse.data.places import nth_voxels
 from segscse.data.sides import Centre, label_centres_mm
 from segscse.errors import InputError
+from segscse.files import digest
 from segscse.types import Progress
 
 FOREGROUND_SAMPLES = 2000
+_CHUNK = 2**20
+MEANT = "Correct the file if this is not meant"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a person should know about a data set; errors stop planning, warnings do not."""
+    """Something that a person should know about a data set; errors stop planning, warnings and notes do not."""
 
-    level: Literal["error", "warning"]
+    level: Literal["error", "warning", "note"]
     case: str
     file: str
     problem: str
@@ -46,6 +50,7 @@ class CaseFacts:
         extremes: minimum and maximum over each channel.
         whole_numbers: whether every sampled intensity is a whole number, as CT numbers are.
         content: SHA-256 of the images' voxels; equal content under two names is a leak between folds.
+        shuffled: the same for copies whose voxels stand in another order or type; see `shuffled_digest`.
     """
 
     case: str
@@ -58,6 +63,7 @@ class CaseFacts:
     extremes: tuple[tuple[float, float], ...]
     whole_numbers: bool
     content: str
+    shuffled: str
 
 
 def examine_dataset(
@@ -74,7 +80,7 @@ def examine_dataset(
             facts += [fact] if fact is not None else []
             if progress is not None:
                 progress(done, len(cases))
-    findings += _across_cases(facts, index)
+    findings = _folded(findings) + _across_cases(facts, index)
     return tuple(facts), tuple(findings)
 
 
@@ -86,8 +92,8 @@ def examine_case(case: Case, index: DatasetIndex) -> tuple[CaseFacts | None, lis
         label = read_labels(case.label) if case.label is not None else None
     except InputError as error:
         return None, [Finding("error", case.id, error.file or "", error.problem, error.remedy)]
-    for note in reference.notes:
-        findings.append(Finding("warning", case.id, str(reference.path), note, "Set the orientation in the header"))
+    for volume in (reference, *([] if label is None else [label])):
+        findings += [Finding("warning", case.id, str(volume.path), note, MEANT) for note in volume.notes]
     if index.channels and len(channels) != len(index.channels):
         problem = f"has {len(channels)} channels, the data set declares {len(index.channels)}"
         findings.append(Finding("error", case.id, str(case.images[0]), problem, "Correct dataset.json or the image"))
@@ -101,7 +107,7 @@ def examine_case(case: Case, index: DatasetIndex) -> tuple[CaseFacts | None, lis
 
 
 def read_channels(paths: Sequence[Path]) -> tuple[np.ndarray, Volume]:
-    """Read a case's images as `(C, X, Y, Z)` on the first file's grid.
+    """Read a case's images as `(C, X, Y, Z)` on the first file's grid; its volume carries the notes on all files.
 
     Raises:
         InputError: a file cannot be used, or the files do not share one grid.
@@ -118,7 +124,14 @@ def read_channels(paths: Sequence[Path]) -> tuple[np.ndarray, Volume]:
             )
     arrays = [volume.array if volume.array.ndim == 4 else volume.array[..., None] for volume in volumes]
     channels = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1)
-    return np.moveaxis(channels, -1, 0), first
+    notes = [*first.notes, *(f"{other.path}: {note}" for other in volumes[1:] for note in other.notes)]
+    if channels.dtype.kind in "iu" and channels.dtype.itemsize == 8 and np.abs(_extremes(channels)).max() > 2**53:
+        notes.append("holds whole numbers above 2^53, which floating point rounds")
+    return np.moveaxis(channels, -1, 0), replace(first, notes=tuple(notes))
+
+
+def _extremes(values: np.ndarray) -> np.ndarray:
+    return np.array([float(values.min()), float(values.max())])
 
 
 def intensity_problem(channels: np.ndarray) -> str | None:
@@ -148,7 +161,7 @@ def _label_findings(case: Case, image: Volume, label: Volume, index: DatasetInde
         problem = f"holds negative label ids {[int(v) for v in values[values < 0]][:10]}"
         findings.append(Finding("error", case.id, file, problem, "Use ids from 0 (background) upwards"))
     if not (values > 0).any():
-        findings.append(Finding("warning", case.id, file, "has no foreground", "Check that this is meant"))
+        findings.append(Finding("note", case.id, file, "has no foreground", "Check that this is meant"))
     return findings
 
 
@@ -180,30 +193,79 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
         extremes=tuple((float(channel.min()), float(channel.max())) for channel in flat),
         whole_numbers=bool(np.equal(samples, np.rint(samples)).all()),
         content=hashlib.sha256(np.ascontiguousarray(channels).data).hexdigest(),
+        shuffled=shuffled_digest(channels),
     )
 
 
+def shuffled_digest(channels: np.ndarray) -> str:
+    """Return a digest of `(C, X, Y, Z)` voxels that their order and data type do not change.
+
+    So a copy that is mirrored, turned by right angles, stored along other axes or as another type is found. It is
+    made of the sums of the first three powers of the float32 bit patterns, modulo 2^64, which scans share by chance
+    about once in 2^64 pairs.
+    """
+    parts: list[int] = sorted(channels.shape[1:])
+    for channel in channels:
+        flat = channel.reshape(-1)
+        for start in range(0, flat.size, _CHUNK):
+            bits = (flat[start : start + _CHUNK].astype(np.float32) + 0.0).view(np.uint32).astype(np.uint64)
+            square = bits * bits
+            sums = [int(power.sum(dtype=np.uint64)) for power in (bits, square, square * bits)]
+            parts += sums if start == 0 else []
+            if start:
+                parts[-3:] = [(old + new) % 2**64 for old, new in zip(parts[-3:], sums, strict=True)]
+    return digest(parts)
+
+
 def _across_cases(facts: Sequence[CaseFacts], index: DatasetIndex) -> list[Finding]:
-    findings = []
-    seen: dict[str, str] = {}
-    subjects = {case.id: case.subject for case in index.cases}
-    for fact in facts:
-        twin = seen.setdefault(fact.content, fact.case)
-        if twin != fact.case and subjects[twin] != subjects[fact.case]:
-            problem = f"holds the same voxels as case {twin}"
-            findings.append(Finding("warning", fact.case, "", problem, "Remove one, or give both one subject in a CSV"))
+    findings = _twin_findings(facts, index)
+    for name, other in same_but_case([case.id for case in index.cases]):
+        findings.append(Finding("warning", name, "", case_note(other), "Rename one of them"))
     counts = {fact.n_channels for fact in facts}
     if len(counts) > 1:
         problem = f"cases have different numbers of channels: {sorted(counts)}"
         findings.append(Finding("error", "", str(index.root), problem, "Give every case the same channels"))
     present = {label for fact in facts for label in fact.label_counts}
+    if facts and present <= {0}:
+        return [*findings, Finding("error", "", str(index.root), "no case has any foreground", "Check the label maps")]
     for label, name in index.labels.items():
         if label not in present and facts:
             problem = f"label {label} ({name}) is declared but occurs in no case"
             findings.append(Finding("warning", "", str(index.root), problem, "Remove it or check the label maps"))
-    if not index.labels and facts and present <= {0}:
-        findings.append(Finding("error", "", str(index.root), "no case has any foreground", "Check the label maps"))
     return findings
+
+
+def twins_of(facts: Sequence[CaseFacts]) -> list[tuple[str, str]]:
+    """Return each case that holds an earlier one's voxels, in whatever order and type, with that earlier one."""
+    seen: dict[str, str] = {}
+    pairs = [(fact.case, seen.setdefault(fact.shuffled, fact.case)) for fact in facts]
+    return [(case, twin) for case, twin in pairs if case != twin]
+
+
+def _twin_findings(facts: Sequence[CaseFacts], index: DatasetIndex) -> list[Finding]:
+    subjects = {case.id: case.subject for case in index.cases}
+    content = {fact.case: fact.content for fact in facts}
+    remedy = "Remove one, or give both one subject in a CSV; until then they stay in one fold"
+    findings = []
+    for case, twin in twins_of(facts):
+        if subjects[case] != subjects[twin]:
+            same = content[case] == content[twin]
+            problem = f"holds the same voxels as case {twin}" + (
+                "" if same else ", mirrored, turned or stored otherwise"
+            )
+            findings.append(Finding("warning", case, "", problem, remedy))
+    return findings
+
+
+def _folded(findings: Sequence[Finding]) -> list[Finding]:
+    """Return findings with a note that many files share given once."""
+    noted = [finding for finding in findings if finding.remedy == MEANT]
+    cases = {(finding.file, finding.problem): finding.case for finding in noted}
+    folded = [
+        Finding("warning", cases.get((file, text), ""), file, text, MEANT)
+        for file, text in fold_notes((finding.file, finding.problem) for finding in noted)
+    ]
+    return [finding for finding in findings if finding.remedy != MEANT] + folded
 
 
 def report_of(findings: Sequence[Finding], index: DatasetIndex) -> dict[str, Any]:
@@ -215,5 +277,6 @@ def report_of(findings: Sequence[Finding], index: DatasetIndex) -> dict[str, Any
         "n_cases": len(index.cases),
         "n_errors": levels.count("error"),
         "n_warnings": levels.count("warning"),
+        "n_notes": levels.count("note"),
         "findings": [asdict(finding) for finding in findings],
     }

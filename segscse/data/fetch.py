@@ -7,6 +7,7 @@ damaged download from a whole one; it is no defence against forgery, so an archi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -25,6 +26,7 @@ from urllib.request import Request, urlopen
 
 from segscse.errors import InputError, choose
 from segscse.files import only_one, read_json
+from segscse.limits import disk_at, require_disk, size_text
 
 Progress = Callable[[int, "int | None"], None]
 
@@ -167,6 +169,11 @@ def _attempt(url: str, part: Path, *, max_bytes: int, timeout_s: float, progress
     with reply.stream:
         if max(reply.total or 0, reply.offset) > max_bytes:
             raise InputError(f"the archive has {reply.total} bytes; the limit is {max_bytes}", file=url)
+        # The archive lies beside what it unpacks to until all of that is there.
+        ahead = (reply.total or 0) - reply.offset
+        needed = ahead + (reply.total or 0)
+        remedy = "Free disk space, or choose another --out"
+        require_disk("the archive with its content", part.parent, 0.95 * needed, needed, remedy)
         with part.open("ab") as file:
             file.truncate(reply.offset)
             done = reply.offset
@@ -293,6 +300,9 @@ def _install(archive: Path, folder: Path, *, max_bytes: int) -> None:
     try:
         with tarfile.open(archive, "r:") as tar:
             members = _safe_members(tar, folder.name, max_bytes=max_bytes)
+            unpacked, free = sum(member.size for member in members), disk_at(folder.parent).free
+            if unpacked > free:  # what the system would say in the middle of it; the archive stays
+                raise OSError(errno.ENOSPC, f"{size_text(unpacked)} to unpack, {size_text(free)} free", str(folder))
             temporary.mkdir()
             for member in members:
                 tar.extract(member, temporary, filter="data")

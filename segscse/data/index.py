@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from segscse.data.dicom import is_series
@@ -25,6 +25,7 @@ FOLDER_PAIRS = (
     ("template", "label"),
 )
 CSV_COLUMNS = ("case", "image", "label", "subject")
+BIDS_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)_")
 LABEL_SUFFIX = re.compile(r"[-_.](seg|label|labels|mask|gt|segmentation|dseg)$", re.IGNORECASE)
 
 
@@ -90,14 +91,31 @@ def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetI
             file=path,
             remedy="Give each its own id",
         )
-    unsafe = [case.id for case in index.cases if Path(case.id).name != case.id or case.id.startswith(".")]
-    if unsafe:
-        raise InputError(
-            f"case ids become file names, got {unsafe[0]!r}",
-            file=path,
-            remedy="Use ids without slashes and leading dots",
-        )
+    for case in index.cases:
+        check_name(case.id, path)
     return index
+
+
+def subject_of(case: str) -> str:
+    """Return whose scan a case is when nothing says so: `sub-01` of a BIDS name `sub-01_ses-2_T1w`, else the case."""
+    match = BIDS_SUBJECT.match(case)
+    return match[1] if match else case
+
+
+def check_name(name: str, file: Path) -> None:
+    """Refuse a case id that would not name one file in the folder of outputs.
+
+    Raises:
+        InputError: it leads elsewhere, is hidden, or is no text: a name's bytes that are not UTF-8, which no JSON,
+            CSV or report could hold.
+    """
+    text = name.encode("utf-8", "ignore").decode() == name
+    if PurePath(name).name != name or name.startswith(".") or "\0" in name or not text:
+        raise InputError(
+            f"case ids become file names, got {name!r}",
+            file=file,
+            remedy="Use ids of UTF-8 text without slashes and leading dots",
+        )
 
 
 def _from_json(root: Path) -> DatasetIndex:
@@ -153,7 +171,8 @@ def _inside(root: Path, item: Any, file: Path) -> Path:
     if not isinstance(item, str) or "\0" in item:
         raise InputError(f"a file must be named by text, got {item!r}", file=file, remedy="Correct the entry")
     path = root / item
-    if not path.resolve().is_relative_to(root.resolve()):
+    # A share of another machine, or another drive, is refused by its name: on Windows to look at it means to log in.
+    if PureWindowsPath(item).drive or not path.resolve().is_relative_to(root.resolve()):
         raise InputError(
             f"names a file outside the data set: {item!r}", file=file, remedy="Use paths below dataset.json"
         )
@@ -168,7 +187,7 @@ def _msd_cases(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], 
         if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
             raise InputError(f"a training entry needs 'image' and 'label', got {entry!r}", file=file)
         image, label = _inside(root, entry["image"], file), _inside(root, entry["label"], file)
-        case = Case(image_stem(image), (image,), label, str(entry.get("subject", image_stem(image))))
+        case = Case(image_stem(image), (image,), label, str(entry.get("subject", subject_of(image_stem(image)))))
         cases.append(case)
         problems += [(case.id, str(p), "is listed but missing") for p in (image, label) if not p.exists()]
     listed = {path.resolve() for case in cases for path in case.images}
@@ -186,7 +205,7 @@ def _nnunet_cases(root: Path, channels: int) -> tuple[tuple[Case, ...], tuple[tu
         missing = [stem for stem in expected if stem not in images]
         problems += [(name, str(root / "imagesTr" / stem), "channel file is missing") for stem in missing]
         files = tuple(images[stem] for stem in expected if stem in images)
-        cases.append(Case(name, files, label, name))
+        cases.append(Case(name, files, label, subject_of(name)))
     for stem, path in images.items():
         if stem[:-5] not in labels:
             problems.append((stem[:-5], str(path), "has no label map in labelsTr"))
@@ -225,7 +244,7 @@ def _from_csv(path: Path) -> DatasetIndex:
     cases, problems = [], []
     for line, row in enumerate(rows, start=2):
         files = [path.parent / row[name] for name in (*image_columns, "label")]
-        case = Case(row["case"], tuple(files[:-1]), files[-1], row.get("subject") or row["case"])
+        case = Case(row["case"], tuple(files[:-1]), files[-1], row.get("subject") or subject_of(row["case"]))
         cases.append(case)
         problems += [(case.id, str(p), f"is listed in line {line} but missing") for p in files if not p.exists()]
     return DatasetIndex(path.parent, "csv", tuple(sorted(cases, key=lambda c: c.id)), {}, (), tuple(problems))
@@ -253,7 +272,7 @@ def _from_folders(root: Path, images_folder: Path, labels_folder: Path) -> Datas
         if label is None:
             problems.append((stem, str(path), f"has no label map of that name in {labels_folder}"))
         else:
-            cases.append(Case(stem, (path,), label, stem))
+            cases.append(Case(stem, (path,), label, subject_of(stem)))
     used = {case.label for case in cases}
     for stem, path in labels.items():
         if path not in used:
@@ -283,10 +302,12 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     sources.append(_grouped(single, channels))
     for found in sources:
         for name, files in found.items():
+            check_name(name, files[0])
             if name in cases:
                 raise InputError(f"two inputs are named {name!r}", file=files[0], remedy="Predict them separately")
             cases[name] = files
-    missing = [path for files in cases.values() for path in files if not is_image(path)]
+    # What a folder lists fails by itself; what is named on the command line may be a slip of the pen.
+    missing = [path for path in single.values() if not is_image(path)]
     if missing:
         raise InputError("is no image file", file=missing[0], remedy="Check the path")
     if not cases:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,17 +13,25 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.freesurfer.mghformat import MGHError, MGHHeader
 from nibabel.spatialimages import HeaderDataError
 
+from segscse.data.container import read_content, refuse_stand_in
 from segscse.data.dicom import is_series, read_series
-from segscse.data.geometry import affine_problem, same_grid
-from segscse.data.text_header import MAX_BYTES, TextHeader, read_text_header
+from segscse.data.geometry import affine_problem
+from segscse.data.nifti_header import announced_bytes, checked_content, nifti_class, placement_notes
+from segscse.data.text_header import TextHeader, read_text_header
 from segscse.errors import InputError
 from segscse.files import atomic_path
 
 NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 SITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 SUFFIXES = NIBABEL_SUFFIXES + SITK_SUFFIXES
+# The voxels of a NIfTI or Analyze pair: listed, so that they are refused and not passed over in silence.
+PAIR_SUFFIXES = (".img.gz", ".img")
 _IMAGE_CLASS: dict[str, Any] = {".mgz": nib.MGHImage, ".mgh": nib.MGHImage}
-_POINTERS = {b"version https://git-lfs": "a git-lfs pointer", b"/annex/": "a git-annex pointer"}
+# What nibabel raises on damaged files; KeyError: an unknown data type in MGH.
+UNREADABLE = (
+    *(ImageFileError, HeaderDataError, MGHError, OSError, EOFError, zlib.error),
+    *(TypeError, ValueError, OverflowError, KeyError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Volume:
 def image_suffix(path: str | Path) -> str | None:
     """Return the image suffix of a path (`.nii.gz`, `.nrrd`, ...), or None when it is not an image name."""
     name = Path(path).name.lower()
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    return next((suffix for suffix in SUFFIXES + PAIR_SUFFIXES if name.endswith(suffix)), None)
 
 
 def image_stem(path: str | Path) -> str:
@@ -125,6 +131,9 @@ def _read_any(path: Path) -> Volume:
         array, affine, files, notes = read_series(path)
         return Volume(array, affine, None, path, notes, files)
     suffix = image_suffix(path)
+    if suffix in PAIR_SUFFIXES:
+        problem = "is half of a NIfTI or Analyze pair, an image format that is not supported"
+        raise InputError(problem, file=path, remedy="Convert the pair to one .nii.gz")
     if suffix is None:
         raise InputError(f"is not an image; allowed: {', '.join(SUFFIXES)}", file=path, remedy="Convert it to NIfTI")
     if not path.is_file():
@@ -209,67 +218,33 @@ def _copy_geometry(image: nib.Nifti1Image, source: nib.Nifti1Header) -> None:
 
 
 def _read_nibabel(path: Path, suffix: str) -> Volume:
-    content = _read_bytes(path, compressed=suffix in (".nii.gz", ".mgz"))
+    mgh = suffix in _IMAGE_CLASS
+    zipped = suffix in (".nii.gz", ".mgz")
+    content = read_content(path, compressed=zipped, announced=(lambda _: None) if mgh else announced_bytes)
+    notes: tuple[str, ...] = ()
     try:
-        if suffix in _IMAGE_CLASS:
-            image = _IMAGE_CLASS[suffix].from_bytes(content)
-        else:
-            image = _nifti_class(content, path).from_bytes(content)
+        image_class = _IMAGE_CLASS[suffix] if mgh else _nifti_class(content, path)
+        if not mgh:
+            content, notes = checked_content(content, image_class, path)
+        image = image_class.from_bytes(content)
         _check_payload(image, content, path)
         array = _voxels(image, path)
         affine = np.asarray(image.affine, np.float64)
-        notes = _check_forms(image, path) if isinstance(image.header, nib.Nifti1Header) else ()
+        if not mgh:
+            notes += placement_notes(image, path)
     except InputError:
         raise
-    except (
-        ImageFileError,
-        HeaderDataError,
-        ValueError,
-        OSError,
-        EOFError,
-        TypeError,
-        OverflowError,
-        KeyError,  # an unknown data type in MGH
-        MGHError,
-    ) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
     return Volume(array, affine, image.header, path, notes)
 
 
-def _read_bytes(path: Path, *, compressed: bool) -> bytes:
-    _refuse_stand_in(path)
-    raw = path.read_bytes()
-    if not compressed or not raw.startswith(b"\x1f\x8b"):
-        return raw
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-            content = _read_limited(stream, path)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"the compressed stream is damaged or cut short ({error})",
-            file=path,
-            remedy="Copy or download it again",
-        ) from error
-    return content
-
-
-def _read_limited(stream: gzip.GzipFile, path: Path) -> bytes:
-    """Read to the end of the stream, where its checksum is verified, but not past `MAX_BYTES`."""
-    content = bytearray()
-    while chunk := stream.read(2**22):
-        content += chunk
-        if len(content) > MAX_BYTES:
-            raise InputError(f"unpacks to more than {MAX_BYTES >> 30} GiB", file=path, remedy="Check the file")
-    return bytes(content)
-
-
 def _nifti_class(content: bytes, path: Path) -> Any:
-    for header in (nib.Nifti1Image, nib.Nifti2Image):
-        size = header.header_class.sizeof_hdr
-        if len(content) >= size and header.header_class.may_contain_header(content[:size]):
-            return header
-    raise InputError("is not a NIfTI image", file=path, remedy="Check what the file holds or export it again")
+    found = nifti_class(content)
+    if found is None:
+        raise InputError("is not a NIfTI image", file=path, remedy="Check what the file holds or export it again")
+    return found
 
 
 def _check_payload(image: Any, content: bytes, path: Path) -> None:
@@ -298,27 +273,10 @@ def _voxels(image: Any, path: Path) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _check_forms(image: Any, path: Path) -> tuple[str, ...]:
-    """Refuse a qform and an sform that put the voxels in different places; note when both are absent."""
-    qform, q_code = image.header.get_qform(coded=True)
-    sform, s_code = image.header.get_sform(coded=True)
-    if not q_code and not s_code:
-        return ("neither qform nor sform is set, so the orientation is a guess",)
-    both = q_code and s_code and affine_problem(sform) is None
-    shape = (*image.shape, 1, 1)[:3]  # of a single slice, too
-    if both and (difference := same_grid(shape, qform, shape, sform)):
-        raise InputError(
-            f"qform and sform disagree ({difference})",
-            file=path,
-            remedy="Decide which is right and set both alike (fslorient -copysform2qform or -copyqform2sform)",
-        )
-    return ()
-
-
 def _read_sitk(path: Path) -> Volume:
     import SimpleITK as sitk  # noqa: N813, the field's idiom
 
-    _refuse_stand_in(path)
+    refuse_stand_in(path)
     header = read_text_header(path)
     try:
         image = sitk.ReadImage(str(path))
@@ -333,17 +291,3 @@ def _read_sitk(path: Path) -> Volume:
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     return Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, header, path, header.notes)
-
-
-def _refuse_stand_in(path: Path) -> None:
-    """Refuse a file that is empty, or that only points to the content."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(1024)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
-    if not start:
-        raise InputError("is empty", file=path, remedy="Copy or download it again")
-    for mark, name in _POINTERS.items():
-        if len(start) < 1024 and mark in start:
-            raise InputError(f"is {name}, not an image", file=path, remedy="Fetch the file's content first")

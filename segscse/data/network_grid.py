@@ -191,7 +191,9 @@ def _resampled(channel: np.ndarray, axes: Sequence[Lerp]) -> np.ndarray:
     values = channel.T
     for number, axis in enumerate(reversed(axes)):
         values = _lerp_axis(values, axis, number)
-    return np.ascontiguousarray(values.T)
+    out = np.ascontiguousarray(values.T)
+    # An axis of one voxel counts as contiguous whatever its stride is; torch takes no negative one.
+    return out if min(out.strides) > 0 else out.copy()
 
 
 def _lerp_axis(values: np.ndarray, axis: Lerp, number: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from segscse.config import ExperimentConfig
 from segscse.data.fingerprint import ChannelStats, Fingerprint
+from segscse.data.plan_check import plan_problem
 from segscse.errors import InputError
 from segscse.files import digest, read_json, write_json
 
@@ -102,7 +103,7 @@ class Plan:
         """Build a plan from its JSON value.
 
         Raises:
-            InputError: fields are missing, unknown or of another version.
+            InputError: fields are missing, unknown, of another version, or have values that no plan has.
         """
         fields = set(cls.__dataclass_fields__)
         if not isinstance(value, Mapping) or set(value) != fields:
@@ -118,9 +119,12 @@ class Plan:
             )
         try:
             plan = cls(**{name: _tuples(item) for name, item in value.items()})
-            return replace(plan, normalisation=tuple(Normalisation(**item) for item in value["normalisation"]))
+            plan = replace(plan, normalisation=tuple(Normalisation(**item) for item in value["normalisation"]))
         except (TypeError, ValueError) as error:
             raise InputError(f"is no plan ({error})", file=file, remedy="Make it with `segscse plan`") from error
+        if problem := plan_problem(plan):
+            raise InputError(f"is no plan ({problem})", file=file, remedy="Make it with `segscse plan`")
+        return plan
 
 
 def save_plan(path: str | Path, plan: Plan) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segscse.config import ExperimentConfig
-from segscse.data.examine import Finding, examine_dataset
+from segscse.data.examine import Finding, examine_dataset, twins_of
 from segscse.data.fingerprint import Fingerprint, make_fingerprint
 from segscse.data.index import DatasetIndex, open_dataset
 from segscse.data.plan import Plan, make_plan
+from segscse.data.split import join_twins
 from segscse.errors import InputError
 from segscse.types import Progress
 
@@ -31,7 +32,7 @@ def plan_dataset(
     labels: str | Path | None = None,
     progress: Progress | None = None,
 ) -> PlannedDataset:
-    """Read a data set once and plan for it.
+    """Read a data set once and plan for it; cases of the same content get one subject.
 
     Raises:
         InputError: the data set has errors; the first is named, with how many there are.
@@ -44,6 +45,7 @@ def plan_dataset(
         more = f"{len(errors) - 1} more: see `segscse check`" if len(errors) > 1 else ""
         remedy = "; ".join(text for text in (first.remedy, more) if text)
         raise InputError(first.problem, file=first.file or dataset, remedy=remedy)
+    index = replace(index, cases=join_twins(index.cases, twins_of(facts)))
     fingerprint = make_fingerprint(index, facts)
     name = index.root.resolve().name
     return PlannedDataset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,28 @@ def make_split(cases: Sequence[Case], fold: int | None, *, folds: int = 5, seed:
     held_out = set(subjects[np.array_split(order, folds)[fold]])
     validation = sorted(case.id for case in cases if case.subject in held_out)
     return Split(fold, tuple(sorted(set(ids) - set(validation))), tuple(validation))
+
+
+def join_twins(cases: Sequence[Case], twins: Sequence[tuple[str, str]]) -> tuple[Case, ...]:
+    """Return the cases with one subject for all that are chained by twins, so that no split parts them.
+
+    Args:
+        cases: the data set.
+        twins: pairs of case ids that hold the same content.
+    """
+    subject = {case.id: case.subject for case in cases}
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while (above := leader.get(name, name)) != name:
+            name = above
+        return name
+
+    for one, other in twins:
+        first, second = sorted((find(subject[one]), find(subject[other])))
+        if first != second:
+            leader[second] = first
+    return tuple(replace(case, subject=find(case.subject)) for case in cases)
 
 
 def n_folds(cases: Sequence[Case], folds: int) -> int:

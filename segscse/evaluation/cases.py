@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segscse.data.geometry import same_grid, spacing_of
+from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
 from segscse.data.io import image_stem, list_images, read_image, read_labels
 from segscse.errors import InputError, choose
 
@@ -23,6 +23,7 @@ class LabelMap:
     array: np.ndarray
     affine: np.ndarray | None
     source: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ def pair_cases(pred: Any, ref: Any, missing: Missing = "error", probabilities: A
 def load_pair(pair: CasePair, spacing_mm: Sequence[float] | None) -> tuple[LabelMap, LabelMap, tuple[float, ...]]:
     """Return prediction, reference and the voxel size in mm of the grid that they share.
 
+    A prediction whose voxels lie where the reference's do, but along other axes, is brought into their order.
+
     Raises:
         InputError: not label maps, or not on the same grid.
     """
@@ -115,7 +118,7 @@ def load_pair(pair: CasePair, spacing_mm: Sequence[float] | None) -> tuple[Label
     if pair.pred is None:
         pred = LabelMap(np.zeros(ref.array.shape, np.uint8), ref.affine, "no prediction")
     else:
-        pred = load_labels(pair.pred, "prediction")
+        pred = _in_order_of(ref, load_labels(pair.pred, "prediction"))
     _check_grid(pred, ref)
     return pred, ref, _spacing(pred, ref, spacing_mm)
 
@@ -132,7 +135,7 @@ def load_labels(source: Any, role: str) -> LabelMap:
     """
     if _is_path(source):
         volume = read_labels(source)
-        return LabelMap(volume.array, volume.affine, str(source))
+        return LabelMap(volume.array, volume.affine, str(source), volume.notes)
     affine = getattr(source, "affine", None)
     voxels = source if affine is None else getattr(source, "array", getattr(source, "dataobj", source))
     array = _whole_numbers(np.asarray(voxels), role)
@@ -268,6 +271,18 @@ def _bad_tolerance(given: Any) -> InputError:
 
 def _where(source: Any) -> str | None:
     return None if isinstance(source, Mapping) else str(source)
+
+
+def _in_order_of(ref: LabelMap, pred: LabelMap) -> LabelMap:
+    """Return a prediction in the reference's order of axes, where only this differs."""
+    if ref.affine is None or pred.affine is None or {ref.array.ndim, pred.array.ndim} != {3}:
+        return pred
+    if not same_grid(pred.array.shape, pred.affine, ref.array.shape, ref.affine):
+        return pred
+    canonical, affine = to_canonical(pred.array, pred.affine)
+    if same_grid(canonical.shape, affine, *canonical_grid(ref.array.shape, ref.affine)):
+        return pred
+    return replace(pred, array=np.ascontiguousarray(from_canonical(canonical, ref.affine)), affine=ref.affine)
 
 
 def _check_grid(pred: LabelMap, ref: LabelMap) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from segscse.evaluation.cases import CasePair, Missing, cases_of, pair_cases
 from segscse.evaluation.columns import in_words
 from segscse.evaluation.metrics import subjects_of
 from segscse.evaluation.report import render_report
+from segscse.evaluation.room import require_room
 from segscse.evaluation.scores import evaluate, summarise
 from segscse.evaluation.statistics import describe
 from segscse.files import write_json, write_text
@@ -72,6 +75,10 @@ def evaluate_folders(
     """
     _require_folders(pred_dir, ref_dir, probabilities_dir)
     images = {} if images_dir is None else cases_of(images_dir)
+    pairs = pair_cases(pred_dir, ref_dir, missing, probabilities_dir)
+    at_a_time = workers or min(4, os.cpu_count() or 1)
+    if (warning := require_room(pairs, out_dir, at_a_time)) is not None:
+        logging.getLogger(__name__).warning(warning)
     table = evaluate(
         pred_dir,
         ref_dir,

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from segscse.data.notes import case_note, same_but_case
 from segscse.errors import InputError
 from segscse.evaluation.area import framed_area_distances
 from segscse.evaluation.calibration import calibration
@@ -76,7 +77,7 @@ def evaluate(
         in `segscse.evaluation.columns`. `volume_diff_ml` is prediction - reference; `n_ref` and `n_pred` are
         voxels. NaN where a score is undefined; distances are infinite when one mask is empty; 2D images have
         NaN volumes. `attrs` holds the convention in words, `nsd_tolerance_mm`, and by case `spacing_mm` and
-        the image's `diagonal_mm`.
+        the image's `diagonal_mm`, and `notes`, `(file, note)` on what is unusual about a file but no obstacle.
 
     Raises:
         InputError: grids differ, files cannot be paired or read, or hold no label; all bad cases in one
@@ -144,6 +145,7 @@ class _ScoredCase:
     blank: Row
     spacing_mm: tuple[float, ...]
     diagonal_mm: float
+    notes: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,8 @@ def _to_table(scored: Sequence[_ScoredCase], names: Mapping[int, str]) -> pd.Dat
         "convention": CONVENTION,
         "spacing_mm": {case.case: case.spacing_mm for case in scored},
         "diagonal_mm": {case.case: case.diagonal_mm for case in scored},
+        "notes": [(name, case_note(other)) for name, other in same_but_case([case.case for case in scored])]
+        + [note for case in scored for note in case.notes],
     }
     return table
 
@@ -250,7 +254,8 @@ def _score_pair(
             rows[label] |= {"ece": measured.ece, "brier": measured.brier}
     blank = _row(None, spacing, ref.array.size, _voxel_ml(spacing), 0.0)
     diagonal = math.hypot(*(size * step for size, step in zip(ref.array.shape, spacing, strict=True)))
-    return _ScoredCase(pair.case, rows, blank, spacing, diagonal)
+    notes = tuple((item.source, note) for item in (ref, pred) for note in item.notes)
+    return _ScoredCase(pair.case, rows, blank, spacing, diagonal, notes)
 
 
 def _voxel_ml(spacing_mm: Sequence[float]) -> float:

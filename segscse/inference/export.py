@@ -16,6 +16,7 @@ from segscse.inference.engines import Engine, OnnxRuntimeEngine, OpenVinoEngine,
 from segscse.inference.model_folder import ExportedGraph, ModelFolder, load_model, save_model
 from segscse.inference.parity import Parity, compare, probe_windows
 from segscse.inference.select import build_network, reference_engine, trained_precision
+from segscse.limits import require_disk
 from segscse.types import Progress
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -45,13 +46,15 @@ def export_model(
         progress: called with the number of scans read and their total.
 
     Raises:
-        InputError: a package is missing, the network cannot be converted, or its output differs too much.
+        InputError: a package is missing, the disk is too small, the network cannot be converted, or its output
+            differs too much.
     """
     model = load_model(run)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("exists already", file=out, remedy="Give another folder with --out")
     _check(engines, precision, calibrate)
+    _require_room(model, out, len(engines), precision)
     chosen = "fp32" if precision == "auto" and trained_precision(model.provenance) == "fp32" else precision
     network = build_network(model)
     calibration, windows = _windows(model, calibrate, progress)
@@ -78,6 +81,13 @@ def _check(engines: Sequence[str], precision: str, calibrate: Sequence[Path]) ->
     for engine in engines:
         for package in needed[engine] + (["nncf"] if (engine, precision) == ("openvino", "int8") else []):
             require(package)
+
+
+def _require_room(model: ModelFolder, out: Path, n_graphs: int, precision: str) -> None:
+    """Refuse a disk on which the weights do not fit, once for PyTorch and once a graph."""
+    weights = sum(value.nbytes for value in model.weights.values())
+    least = weights * (1 + n_graphs / (4 if precision == "int8" else 1))
+    require_disk("the model", out, least, least, "Free disk space, or choose another --out")
 
 
 def _windows(

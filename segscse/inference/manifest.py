@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from segscse.errors import InputError
@@ -17,13 +17,15 @@ FORMAT = "segscse-predictions"
 VERSION = 1
 # A folder of thousands of cases would spend its time writing the manifest after each; a kill loses this much work.
 SECONDS_BETWEEN_WRITES = 2.0
+MAX_BYTES = 2**30  # a million cases; one that is too large would mean that all are predicted again
 
 
 class Manifest:
     """The cases of an output folder: digests of inputs and outputs, and a key of model and settings.
 
-    Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry. Processes that
-    share a folder's cases write a file each, with their own cases, which `merge_parts` brings together.
+    Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry. `failures`
+    are those of the last run: why each case has no label map. Processes that share a folder's cases write a file each,
+    with their own cases, which `merge_parts` brings together.
 
     Args:
         folder: the output folder.
@@ -35,8 +37,9 @@ class Manifest:
         self.folder = folder
         self.key = key
         self.path = folder / (NAME if part is None else _PART.format(part))
-        self.cases = _cases_of(folder / NAME)
+        self.cases = _read(folder / NAME)[0]
         self.own: dict[str, Any] = self.cases if part is None else {}
+        self.failures: dict[str, str] = {}
         self._written = time.monotonic()
 
     def verified(self, case: str, inputs: Mapping[str, str]) -> bool:
@@ -70,7 +73,7 @@ class Manifest:
 
     def save(self) -> None:
         """Write the file."""
-        _write(self.path, self.own)
+        _write(self.path, self.own, self.failures)
         self._written = time.monotonic()
 
 
@@ -82,19 +85,23 @@ def merge_parts(folder: Path) -> dict[str, Any]:
     Returns:
         The entries of all cases.
     """
-    cases = _cases_of(folder / NAME)
+    cases, failures = _read(folder / NAME)
     parts = sorted(folder.glob(_PART.format("*")))
-    for part in parts:
-        cases |= _cases_of(part)
     if parts:
-        _write(folder / NAME, cases)
+        failures = {}
+    for part in parts:
+        made, failed = _read(part)
+        cases |= made
+        failures |= failed
+    if parts:
+        _write(folder / NAME, cases, failures)
     for part in parts:
         part.unlink()
     return cases
 
 
-def _write(path: Path, cases: Mapping[str, Any]) -> None:
-    write_json(path, {"format": FORMAT, "version": VERSION, "cases": cases})
+def _write(path: Path, cases: Mapping[str, Any], failures: Mapping[str, str]) -> None:
+    write_json(path, {"format": FORMAT, "version": VERSION, "cases": cases, "failures": failures})
 
 
 def digests(files: Sequence[Path]) -> dict[str, str]:
@@ -110,12 +117,27 @@ def folder_digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def _cases_of(path: Path) -> dict[str, Any]:
-    """Return the entries of a manifest; none of a missing, damaged or foreign one, so that all is predicted again."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return cases and failures of a manifest; none of a missing, damaged or foreign one: all is predicted again."""
     try:
-        content = read_json(path)
+        content = read_json(path, max_bytes=MAX_BYTES)
     except InputError:
-        return {}
-    known = isinstance(content, Mapping) and (content.get("format"), content.get("version")) == (FORMAT, VERSION)
-    cases = content.get("cases") if known else None
-    return {name: entry for name, entry in cases.items() if isinstance(entry, Mapping)} if cases else {}
+        return {}, {}
+    if not isinstance(content, Mapping) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        return {}, {}
+    parts = [content.get(name) for name in ("cases", "failures")]
+    cases, failures = (part if isinstance(part, Mapping) else {} for part in parts)
+    return (
+        {name: entry for name, entry in cases.items() if _sound(entry)},
+        {name: reason for name, reason in failures.items() if isinstance(reason, str)},
+    )
+
+
+def _sound(entry: Any) -> bool:
+    """Return whether an entry has what `add` writes, with names that stay in the folder."""
+    parts = ("inputs", "outputs", "quality")
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(part), Mapping) for part in parts):
+        return False
+    paths = [PurePosixPath(name) for name in entry["outputs"]]
+    inside = all(not path.is_absolute() and ".." not in path.parts for path in paths)
+    return inside and sum(len(path.parts) == 1 for path in paths) == 1 and "look" in entry["quality"]

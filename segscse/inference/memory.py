@@ -8,8 +8,6 @@ and resampled, the image on the network's grid, the open slab of logits, the net
 from __future__ import annotations
 
 import re
-import resource
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,17 +19,25 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from segscse.data.geometry import canonical_grid, spacing_of
-from segscse.data.io import NIBABEL_SUFFIXES, as_labels, image_suffix
+from segscse.data.container import MOST_PACKED
+from segscse.data.geometry import affine_problem, canonical_grid, spacing_of
+from segscse.data.io import NIBABEL_SUFFIXES, UNREADABLE, as_labels, image_suffix
 from segscse.data.network_grid import network_shape
+from segscse.data.nifti_header import peek_header
 from segscse.errors import InputError
 from segscse.inference.segment import Member, Options, plan_sweeps
+from segscse.limits import require_disk, require_memory, size_text
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Feature maps at the window's full size that are assumed of a network whose tensors cannot be seen.
 OPAQUE_MAPS = 96
 # What allocators and convolutions take beyond the tensors that they return.
 OVERHEAD = 1.25
+# Measured peaks beyond the program's lie above this share of the estimate.
+LEAST = 0.5
+# Best compression of a label map in which hardly anything lies, and a usual one.
+LEAST_PACKED, USUALLY_PACKED = 1000, 20
+DISK_REMEDY = "Free disk space, choose another --out, or predict without --probabilities and --uncertainty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +89,8 @@ class Estimate:
 
     def __str__(self) -> str:
         parts = ("program", "reading", "image", "slab", "activations", "labels")
-        shown = ", ".join(f"{name} {_gigabytes(getattr(self, name))}" for name in parts)
-        return f"{_gigabytes(self.total)} ({shown}; {self.batch_size} windows a batch)"
+        shown = ", ".join(f"{name} {size_text(getattr(self, name))}" for name in parts)
+        return f"{size_text(self.total)} ({shown}; {self.batch_size} windows a batch)"
 
 
 def parse_bytes(text: str) -> int:
@@ -105,19 +111,34 @@ def scan_size(files: Sequence[Path]) -> ScanSize | None:
     for file in files:
         if image_suffix(file) not in NIBABEL_SUFFIXES:
             return None
-        try:
-            image: Any = nib.load(file)
-        except (OSError, EOFError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+        header = _header_of(file)
+        if header is None:
             return None  # reading it will say why
-        shape, affine = (*image.shape, 1, 1)[:3], image.affine
-        scaled = getattr(image.dataobj, "slope", 1.0) != 1.0 or getattr(image.dataobj, "inter", 0.0) != 0.0
-        size = image.get_data_dtype().itemsize
+        sizes, affine, size, scaled = header
+        shape = (*sizes, 1, 1, 1)[:3]
         # Read, unpacked and as an array at once; scaled voxels come in 64 bits.
-        itemsize += (2 * size + (8 if scaled else 0)) * prod(image.shape[3:])
-    if shape is None or min(shape) < 1 or not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        itemsize += (2 * size + (8 if scaled else 0)) * prod(sizes[3:])
+    if shape is None or min(shape) < 1 or affine_problem(affine):
         return None
     canonical, turned = canonical_grid(shape, affine)
     return ScanSize(canonical, spacing_of(turned), itemsize)
+
+
+def _header_of(file: Path) -> tuple[tuple[int, ...], np.ndarray, int, bool] | None:
+    """Return shape, affine, bytes a voxel and whether voxels are scaled, by a file's header; None if it has none."""
+    try:
+        if image_suffix(file) in (".mgh", ".mgz"):
+            image: Any = nib.load(file)
+            size = image.get_data_dtype().itemsize
+            believable = prod(image.shape) * size <= MOST_PACKED * file.stat().st_size
+            return (image.shape, image.affine, size, False) if believable else None
+        if (header := peek_header(file)) is None:
+            return None
+        scaled = header.get_slope_inter() not in ((None, None), (1.0, 0.0))
+        shape = tuple(int(size) for size in header.get_data_shape())
+        return shape, header.get_best_affine(), header.get_data_dtype().itemsize, scaled
+    except UNREADABLE:
+        return None
 
 
 def estimate(
@@ -184,23 +205,73 @@ def fit(make: Callable[[int, bool], Estimate], batch_size: int, limit: int | Non
             if limit is None or found.total <= limit:
                 return found
     raise InputError(
-        f"--memory {_gigabytes(limit or 0)} is too little: the smallest that works is {found}",
+        f"--memory {size_text(limit or 0)} is too little: the smallest that works is {found}",
         remedy=f"Give at least --memory {-(-found.total // 10**8) / 10:.1f}GB",
     )
+
+
+def require_room(
+    found: Estimate,
+    scans: Sequence[ScanSize],
+    members: Sequence[Member],
+    options: Options,
+    out: Path,
+    *,
+    scratch_from: int,
+    fitting: Callable[[int], Estimate | None],
+) -> list[str]:
+    """Refuse a prediction that cannot fit into memory, or its files onto the disk, before anything is written.
+
+    Args:
+        found: what the largest case takes.
+        scans: the cases whose size is known.
+        members: the networks.
+        options: of the prediction.
+        out: where the files go.
+        scratch_from: maps of more bytes are drawn in a file beside the outputs.
+        fitting: the estimate with the settings that stay under a limit; raises `InputError` where none do.
+
+    Returns:
+        Warnings about what may not fit.
+
+    Raises:
+        InputError: it cannot fit; the remedy is a setting that makes it fit.
+    """
+
+    def remedy(room: int) -> str:
+        limit = size_text(found.program + room).replace(" ", "")
+        try:
+            fitting(found.program + room)
+        except InputError as error:
+            return f"Free memory: {error.problem.partition(': ')[2]} in all"
+        return f"Give --memory {limit}"
+
+    likely, least = found.total - found.program, LEAST * (found.total - found.program)
+    if all(member.device.type == "cuda" for member in members):  # windows and logits are in the GPU's memory
+        least = LEAST * (found.reading + found.image)
+    label = as_labels(np.array(members[0].plan.label_ids)).itemsize
+    voxels = [prod(scan.shape) for scan in scans]
+    maps = _map_bytes(options, members, max(voxels, default=0))
+    scratch = sum(size for size in maps if size > scratch_from)
+    packed = label * sum(voxels) + sum(sum(_map_bytes(options, members, one)) for one in voxels)
+    warnings = (
+        require_memory("the largest case", least, likely, remedy),
+        require_disk(
+            "the prediction", out, scratch + packed / LEAST_PACKED, 2 * scratch + packed / USUALLY_PACKED, DISK_REMEDY
+        ),
+    )
+    return [warning for warning in warnings if warning is not None]
+
+
+def _map_bytes(options: Options, members: Sequence[Member], voxels: int) -> list[int]:
+    """Return the bytes of each map that is asked for beside the labels, drawn in bytes."""
+    wanted = [voxels * len(members[0].plan.labels)] if options.probabilities else []
+    return wanted + [voxels] * (options.uncertainty * (1 + (len(members) > 1)))
 
 
 def with_estimate(options: Options, found: Estimate) -> Options:
     """Return the options with the batch size of an estimate."""
     return replace(options, batch_size=found.batch_size)
-
-
-def resident_bytes() -> int:
-    """Return the bytes of memory that this process holds now; where the system does not say, at its peak so far."""
-    statm = Path("/proc/self/statm")
-    if statm.is_file():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def window_bytes(member: Member) -> int:
@@ -253,7 +324,3 @@ class LiveBytes:
     def _forget(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self._now -= size
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.0f} MB"

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from segscse.data.plan import Plan
 from segscse.errors import InputError
 from segscse.files import atomic_path, read_json, sha256_of, write_json
-from segscse.inference.engines import PACKAGES
+from segscse.inference.weights import read_weights
 
 FORMAT = "segscse-model"
 FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 KEYS_1 = ("format", "version", "plan", "network", "provenance")
 KEYS = (*KEYS_1, "postprocessing", "engines", "sha256")
+GRAPHS = {"openvino": ".xml", "onnxruntime": ".onnx"}
+"""Engine to the suffix of the file that it opens; by another one OpenVINO would take it for another format."""
+PRECISIONS = ("fp32", "half", "int8")
+MAX_FEATURES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,24 +112,22 @@ def load_model(path: str | Path) -> ModelFolder:
     Folders of version 1, which have no checksums, are read, too.
 
     Raises:
-        InputError: a file is missing, damaged, not the one that was written, or of another version.
+        InputError: a file is missing, damaged, not the one that was written, of another version, or describes what no
+            run writes.
     """
     folder = find_model(path)
     file = folder / "model.json"
     description = _description(file)
     if description["version"] != 1:
         _verify(folder, description["sha256"])
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"cannot be read ({error})", file=folder / WEIGHTS, remedy="Copy the model folder again"
-        ) from error
+    plan = Plan.from_json(description["plan"], file)
+    _check_volumes(description["provenance"], file)
+    _check_network(description["network"], plan, file)
     return ModelFolder(
-        plan=Plan.from_json(description["plan"], file),
+        plan=plan,
         network=dict(description["network"]),
         provenance=dict(description["provenance"]),
-        weights=weights,
+        weights=read_weights(folder / WEIGHTS),
         engines=tuple(_graph(item, description, file) for item in description["engines"]),
         folder=folder,
     )
@@ -171,15 +172,57 @@ def _verify(folder: Path, sums: Mapping[str, Any]) -> None:
             )
 
 
+def _check_network(network: Mapping[str, Any], plan: Plan, file: Path) -> None:
+    """Refuse a network that the plan does not imply; its sizes must be whole numbers before anything is built."""
+    implied = {
+        "spatial_dims": plan.spatial_dims,
+        "in_channels": len(plan.channels),
+        "out_channels": len(plan.labels),
+        "strides": [list(stride) for stride in plan.strides],
+        "kernel_sizes": [list(kernel) for kernel in plan.kernel_sizes],
+    }
+    wrong = [name for name, value in implied.items() if network.get(name) != value]
+    features = network.get("features")
+    if (
+        not isinstance(features, list)
+        or len(features) != len(plan.strides)
+        or not all(type(size) is int and 1 <= size <= MAX_FEATURES for size in features)
+    ):
+        wrong.append("features")
+    if wrong:
+        raise InputError(
+            f"network and plan do not fit ({wrong[0]} is {str(network.get(wrong[0]))[:80]})",
+            file=file,
+            remedy="Copy the model folder again",
+        )
+
+
+def _check_volumes(provenance: Mapping[str, Any], file: Path) -> None:
+    """Refuse a record whose volumes, the one part of it that prediction compares with, are no pairs of numbers."""
+    volumes = provenance.get("label_volumes_ml", {})
+    pairs = list(volumes.values()) if isinstance(volumes, Mapping) else [None]
+    if not all(
+        isinstance(pair, list) and [type(item) in (int, float) for item in pair] == [True] * 2 for pair in pairs
+    ):
+        raise InputError(
+            f"has a record of label volumes that is none ({str(volumes)[:80]})",
+            file=file,
+            remedy="Copy the model folder again",
+        )
+
+
 def _graph(item: Any, description: Mapping[str, Any], file: Path) -> ExportedGraph:
     """Read an exported graph's description; every file of it must have been verified."""
     try:
         graph = ExportedGraph(item["engine"], item["precision"], tuple(item["files"]), dict(item["parity"]))
+        known = graph.engine in GRAPHS and graph.precision in PRECISIONS and bool(graph.files)
+        known = known and set(graph.files) <= set(description["sha256"])
     except (TypeError, KeyError, ValueError) as error:
         raise InputError("is no segscse model", file=file, remedy="Export it again") from error
-    if graph.engine not in PACKAGES or not graph.files or not set(graph.files) <= set(description["sha256"]):
+    if not known or not graph.files[0].endswith(GRAPHS[graph.engine]):
         raise InputError(
-            f"lists an unknown engine or a file without a checksum: {graph.engine}, {', '.join(graph.files)}",
+            f"lists an unknown engine, or a file of another kind or without a checksum: {graph.engine}, "
+            f"{', '.join(map(str, graph.files))}",
             file=file,
             remedy="Export it again",
         )

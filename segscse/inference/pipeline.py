@@ -18,10 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from segscse import __version__
+from segscse.config import one_line
 from segscse.data.geometry import canonical_grid, spacing_of
 from segscse.data.index import find_inputs
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
+from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted
 from segscse.files import digest, only_writer, remove_leftovers, temporary_path
@@ -31,14 +33,16 @@ from segscse.inference.memory import (
     ScanSize,
     estimate,
     fit,
-    resident_bytes,
+    require_room,
     scan_size,
     window_bytes,
     with_estimate,
 )
+from segscse.inference.outcome import Failure, Outcome, together
 from segscse.inference.predictor import Segmenter
 from segscse.inference.quality import write_quality
 from segscse.inference.segment import Options, Segmentation, segment
+from segscse.limits import require_disk, resident_bytes
 from segscse.ranks import ALONE, Group
 from segscse.types import Progress
 
@@ -51,33 +55,6 @@ MAPS = ("probabilities", "uncertainty", "disagreement")
 MAP_BYTES = 2**28
 # Of so many of the largest files the headers are read to know the memory beforehand.
 HEADERS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A case that could not be predicted, and why."""
-
-    case: str
-    reason: str
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of the cases.
-
-    Attributes:
-        written: label maps made now.
-        verified: label maps that were there, from the same input, model and settings.
-        failures: cases without one.
-        windows: numbers of windows evaluated and left out.
-        memory: what was estimated for the largest case; None where no header told.
-    """
-
-    written: list[Path] = field(default_factory=list)
-    verified: list[Path] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    windows: list[int] = field(default_factory=lambda: [0, 0])
-    memory: Estimate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +97,13 @@ def predict_files(
         form: the label maps' format.
         resume: leave cases alone whose inputs, model, settings and outputs are those that `predictions.json` says.
         memory: limit in bytes.
-        say: told the memory estimate before the first case.
+        say: told the memory estimate, and what may not fit, before the first case.
         progress: called with thousandths of cases done, and in all.
         group: processes among which the cases are dealt out; `memory` is of each, and the outcome that of all.
 
     Raises:
-        InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`.
+        InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`, or in what
+            memory and disk there are.
         Interrupted: a signal stopped the work; whole files are there, `resume` continues.
     """
     options = options or Options()
@@ -134,6 +112,7 @@ def predict_files(
         def begin() -> Mapping[str, Sequence[Path]]:
             found = find_inputs(list(inputs), len(model.plan.channels))
             _refuse_overwriting(found, out)
+            require_disk("the prediction", out, 0, 0, "")  # whether anything can be written there
             held.enter_context(only_writer(out))
             remove_leftovers(out, *(out / name for name in MAPS))
             merge_parts(out)  # of an earlier job of several processes that was ended
@@ -141,18 +120,21 @@ def predict_files(
 
         cases = group.on_first(begin)
         a_window = max(window_bytes(member) for member in model.members)
-        outcome = Outcome(memory=_largest(model, cases, options, a_window, memory))
+        scans = _sizes(cases)
+        warnings = [(name, case_note(other)) for name, other in same_but_case(list(cases))]
+        outcome = Outcome(memory=_largest(model, cases, scans, options, a_window, memory), warnings=warnings)
         if outcome.memory is not None:
+            for line in _told(model, cases, scans, options, a_window, outcome.memory, out):
+                if say is not None:
+                    say(line)
             options = with_estimate(options, outcome.memory)
-            if say is not None:
-                say(f"memory: at most about {outcome.memory}")
         part = group.rank if group.world > 1 else None
         run = _Run(model, _dealt(cases, group), out, options, form, resume, memory, a_window, outcome, progress, part)
         with _stoppable(outcome, out):
             run.all()
         outcomes = group.gather(outcome)
         group.on_first(lambda: _write_quality(out, merge_parts(out)))
-    return outcome if group.world == 1 else _together(outcomes)
+    return outcome if group.world == 1 else together(outcomes)
 
 
 def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Sequence[Path]]:
@@ -162,24 +144,13 @@ def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Se
     return {name: files for name, files in cases.items() if name in mine}
 
 
-def _together(outcomes: Sequence[Outcome]) -> Outcome:
-    """Return what became of all processes' cases."""
-    whole = Outcome(memory=outcomes[0].memory)
-    for outcome in outcomes:
-        whole.written += outcome.written
-        whole.verified += outcome.verified
-        whole.failures += outcome.failures
-        whole.windows = [a + b for a, b in zip(whole.windows, outcome.windows, strict=True)]
-    return whole
-
-
 def _write_quality(out: Path, cases: Mapping[str, Any]) -> None:
     if cases:
         write_quality(out / "quality.csv", {name: entry.get("quality", {}) for name, entry in cases.items()})
 
 
 def _bytes(files: Sequence[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
+    return sum(map(_size, files))
 
 
 class _Run:
@@ -231,7 +202,7 @@ class _Run:
                     self.done += 1
             finally:
                 self._finish(writing)
-                if self.manifest.own:
+                if self.manifest.own or self.manifest.failures:
                     self.manifest.save()
                 if self.alone:
                     _write_quality(self.out, self.manifest.cases)
@@ -257,6 +228,8 @@ class _Run:
         try:
             if case.error is not None:
                 raise case.error
+            source = case.prepared[0].source
+            self.outcome.warnings += [(str(source.path or case.name), note) for note in source.notes]
             self._check_memory(case)
             made = segment(
                 self.model.members,
@@ -304,6 +277,7 @@ class _Run:
     def _failed(self, case: str, error: Exception) -> None:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         self.outcome.failures.append(Failure(case, reason))
+        self.manifest.failures[case] = one_line(reason)
 
     def _moved(self, share: float) -> None:
         if self.progress is not None:
@@ -321,14 +295,48 @@ def _key(model: Segmenter, options: Options, form: OutputFormat) -> str:
     return digest([[member.identity for member in model.members], settings, form, __version__])
 
 
-def _largest(
-    model: Segmenter, cases: Mapping[str, Sequence[Path]], options: Options, a_window: int, limit: int | None
-) -> Estimate | None:
-    """Return the estimate of the case that takes most, among those with the largest files."""
+def _sizes(cases: Mapping[str, Sequence[Path]]) -> list[ScanSize]:
+    """Return the sizes of the cases with the largest files, as far as their headers tell."""
     by_size = sorted(cases.values(), key=lambda files: -_bytes(files))
-    scans = [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
+    return [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
+
+
+def _largest(
+    model: Segmenter,
+    cases: Mapping[str, Sequence[Path]],
+    scans: Sequence[ScanSize],
+    options: Options,
+    a_window: int,
+    limit: int | None,
+) -> Estimate | None:
+    """Return the estimate of the case that takes most."""
     found = [_fitted(model, scan, options, a_window, limit, several=len(cases) > 1) for scan in scans]
     return max(found, key=lambda item: (not item.overlapped, -item.batch_size, item.total), default=None)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # reading it will say why
+        return 0
+
+
+def _told(
+    model: Segmenter,
+    cases: Mapping[str, Sequence[Path]],
+    scans: Sequence[ScanSize],
+    options: Options,
+    a_window: int,
+    found: Estimate,
+    out: Path,
+) -> list[str]:
+    """Return what to say about memory and disk beforehand; refuse what cannot fit."""
+
+    def fitting(limit: int) -> Estimate | None:
+        return _largest(model, cases, scans, options, a_window, limit)
+
+    warnings = require_room(found, scans, model.members, options, out, scratch_from=MAP_BYTES, fitting=fitting)
+    return [f"memory: at most about {found}", *(f"warning: {text}" for text in warnings)]
 
 
 def _fitted(

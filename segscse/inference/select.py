@@ -24,6 +24,7 @@ from segscse.inference.manifest import folder_digest
 from segscse.inference.model_folder import ExportedGraph, ModelFolder
 from segscse.inference.parity import compare, probe_windows
 from segscse.inference.remembered import Trial, measurement_key, recall, remember
+from segscse.inference.weights import check_shapes
 from segscse.nets.build import build_unet
 
 REPEATS = 3
@@ -60,10 +61,12 @@ def build_network(model: ModelFolder) -> torch.nn.Module:
         InputError: weights and description do not fit.
     """
     try:
+        with torch.device("meta"):  # sizes of a stranger's choice are compared before memory is taken for them
+            check_shapes(build_unet(model.network), model.weights)
         network = build_unet(model.network)
         network.load_state_dict(model.weights)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(error.problem, file=error.file or model.folder, remedy=error.remedy) from error
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"weights and description do not fit ({str(error).splitlines()[0]})",
@@ -80,8 +83,10 @@ def reference_engine(network: torch.nn.Module, plan: Plan, device: torch.device 
 
 def trained_precision(provenance: Mapping[str, Any]) -> Literal["auto", "bf16", "fp32"]:
     """Return `fp32` for a model that its maker asked to train in 32 bit, else `auto`."""
-    train = provenance.get("config", {}).get("train", {})
-    return "fp32" if train.get("precision") == "fp32" else "auto"
+    found: Any = provenance
+    for name in ("config", "train", "precision"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return "fp32" if found == "fp32" else "auto"
 
 
 def _torch_engine(model: ModelFolder, device: torch.device) -> TorchEngine:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,7 @@ from segscse.nets.dims import CHANNELS_LAST
 
 MAX_CHANNELS = 1024
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+_counting: ContextVar[bool] = ContextVar("counting", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +71,30 @@ def recalibrate(
         slope: of the leaky ReLU, above 0; 1 for none.
         gate: None for none.
     """
+    weight, bias, eps = norm or (None, None, 0.0)
+    parts = gate or GateParts()
+    if _counting.get():
+        return _StandIn.apply(x, weight, parts.weight, parts.bias, *parts.parameters)
     # Numba takes a third of a second to import: only where it is needed.
     from segscse.kernels.function import Recalibrate
 
-    weight, bias, eps = norm or (None, None, 0.0)
-    parts = gate or GateParts()
     return Recalibrate.apply(x, weight, bias, parts.weight, parts.bias, eps, slope, parts.channel, *parts.parameters)
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """In the body, keep what the kernels would keep and compute nothing: to count a network's memory, uncompiled."""
+    token = _counting.set(True)
+    try:
+        yield
+    finally:
+        _counting.reset(token)
+
+
+class _StandIn(torch.autograd.Function):
+    """Keeps what `segscse.kernels.function.Recalibrate` keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
+        return torch.zeros_like(x)

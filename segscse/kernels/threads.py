@@ -47,6 +47,11 @@ def run_in_parallel(job: Job, number: int) -> None:
         raise errors[0]
 
 
+def openmp_is_shared() -> bool:
+    """Return whether the work goes to torch's own threads, and not to a pool beside them."""
+    return _openmp() is not None
+
+
 @lru_cache(maxsize=1)
 def _openmp() -> tuple[Callable[..., None], Callable[[], int]] | None:
     """Return `GOMP_parallel` and `omp_get_thread_num` of the runtime that torch is linked with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -68,7 +69,7 @@ class UNet(nn.Module):
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.deep_supervision = deep_supervision
-        self.divisor = tuple(torch.tensor(steps).prod(dim=0).tolist())
+        self.divisor = tuple(math.prod(axis) for axis in zip(*steps, strict=True))
 
         def make_block(position: str, c_in: int, c_out: int, stage: int, stride: Sequence[int] | int) -> nn.Module:
             gate = _build_gate(gates[position], c_out, spatial_dims)

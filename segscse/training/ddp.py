@@ -5,6 +5,7 @@ from __future__ import annotations
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
+from segscse.errors import InputError
 from segscse.ranks import Group
 
 
@@ -14,6 +15,20 @@ def ddp_strategy(group: Group) -> DDPStrategy:
     Norms here have no running statistics, so there are no buffers to send around at every step.
     """
     return DDPStrategy(cluster_environment=Joined(group), gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def refuse_odd_parts(batch_size: int, world: int) -> None:
+    """Refuse to share a batch whose parts would differ: the mean of the parts' gradients would not be the batch's.
+
+    Raises:
+        InputError: `world` does not divide the batch.
+    """
+    if batch_size % world:
+        below = batch_size - batch_size % world
+        raise InputError(
+            f"a batch of {batch_size} patches cannot be shared by {world} processes in equal parts",
+            remedy=f"Set data.batch_size to {f'{below} or ' if below else ''}{below + world}, or start another number",
+        )
 
 
 class Joined(ClusterEnvironment):

@@ -7,10 +7,9 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -21,49 +20,35 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from segscse.config import ExperimentConfig, TrainConfig, load_config, parse_duration, save_config, to_builtin
+from segscse.config import ExperimentConfig, parse_duration, save_config, to_builtin
 from segscse.data.datamodule import SegDataModule
 from segscse.data.index import Case
-from segscse.data.plan import Plan, load_plan, save_plan
-from segscse.data.prepare import PlannedDataset, plan_dataset
+from segscse.data.plan import Plan, save_plan
+from segscse.data.prepare import PlannedDataset
 from segscse.data.sampling import PatchSampler, cut_size
-from segscse.data.split import Split, make_split
+from segscse.data.split import Split
 from segscse.data.store import CaseStore
-from segscse.errors import InputError, Interrupted
-from segscse.files import LOCK, is_temporary, only_writer, read_json, remove_leftovers, write_json
-from segscse.hardware import keep_freed_memory, pick_device, pick_precision, versions
+from segscse.errors import Interrupted
+from segscse.files import only_writer, write_json
+from segscse.hardware import keep_freed_memory
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
-from segscse.nets.build import build_unet, check_attention, network_arguments
+from segscse.nets.build import build_unet, network_arguments
 from segscse.nets.dims import network_to_channels_last
-from segscse.ranks import ALONE, Group, share
+from segscse.ranks import ALONE, Group, deal_by_size
 from segscse.training.averaging import EmaWeights
 from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
-from segscse.training.checkpoints import WholeCheckpoints, has_checkpoint, sound_checkpoint
+from segscse.training.checkpoints import WholeCheckpoints
 from segscse.training.clock import RunClock
 from segscse.training.ddp import ddp_strategy
 from segscse.training.display import run_html
-from segscse.training.loggers import GuardedLogger, check_loggers, open_loggers
+from segscse.training.loggers import GuardedLogger, open_loggers
 from segscse.training.module import SegModule
+from segscse.training.setup import RunRequest, RunSetup, counted, set_up, warn
 from segscse.training.signals import StopRequest
 from segscse.training.tensorboard import ValidationPictures
 from segscse.types import Progress
 
-# What a run leaves before its first checkpoint.
-BEGINNINGS = (
-    LOCK,
-    "cache",
-    "checkpoints",
-    "config.yaml",
-    "fingerprint.json",
-    "loggers.json",
-    "metrics.csv",
-    "mlflow",
-    "plan.json",
-    "run.json",
-    "tensorboard",
-    "wandb",
-)
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
 
@@ -100,8 +85,10 @@ def train_run(
     fold: int | None = 0,
     budget: str | None = None,
     resume: bool = False,
+    cache: Path | None = None,
     console: Console | None = None,
     group: Group = ALONE,
+    runs: int = 1,
 ) -> Run:
     """Train one fold and leave a run folder.
 
@@ -117,79 +104,34 @@ def train_run(
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
         resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so; one that
             was killed before its first checkpoint starts again.
+        cache: folder for the cases that memory does not hold, which runs on the same data can share; the run folder's
+            `cache` if not given.
         console: where progress is shown; nowhere if not given.
         group: the processes that share the run, all of which call this.
+        runs: runs like this one that the disk has to hold, such as the folds of a cross-validation.
 
     Raises:
-        InputError: the data set, the configuration or the folder cannot be used.
+        InputError: the data set, the configuration or the folder cannot be used, or memory or disk are too small.
         Interrupted: a signal stopped the run; its folder holds a checkpoint and a usable model.
     """
     if console is None or not group.first:
         console = Console(stderr=True, quiet=True)
     _quiet_lightning()
-    shown = console
+    request = RunRequest(dataset, folder, config, labels, fold, budget, resume, cache, runs)
     with ExitStack() as held:
 
-        def decide() -> tuple[_Setup, Path | None]:
+        def begin() -> RunSetup:
             held.enter_context(only_writer(folder))
-            return _decide(dataset, folder, config, labels, fold, budget, shown, resume=resume, world=group.world)
+            return set_up(request, console, held, group.world)
 
-        setup, checkpoint = group.on_first(decide)
+        setup = group.on_first(begin)
         with group.bound():
-            keeper = _fit(setup, console, group, checkpoint)
+            keeper = _fit(setup, console, group)
     dice = keeper.dice if math.isfinite(keeper.dice) else None
     return Run(folder, dice, keeper.clock.step, setup.split, setup.planned)
 
 
-@dataclass(frozen=True, slots=True)
-class _Setup:
-    """What a run starts from, decided and checked."""
-
-    folder: Path
-    config: ExperimentConfig
-    planned: PlannedDataset
-    split: Split
-    device: torch.device
-    precision: str
-    record: dict[str, Any]
-
-
-def _decide(
-    dataset: str | Path,
-    folder: Path,
-    config: ExperimentConfig,
-    labels: str | Path | None,
-    fold: int | None,
-    budget: str | None,
-    console: Console,
-    *,
-    resume: bool,
-    world: int,
-) -> tuple[_Setup, Path | None]:
-    """Return what a run starts from, and the checkpoint to go on from; here is refused what needs no more voxels."""
-    if resume:
-        config = _resumed_config(folder, config)
-    else:
-        _refuse_used(folder)
-    remove_leftovers(*_places(folder))
-    if budget is not None:
-        config = replace(config, train=replace(config.train, budget=budget, max_steps=None))
-    check_attention(config.model)
-    check_loggers(config.train.loggers)
-    device = pick_device(config.train.device)
-    precision = pick_precision(config.train.precision, device)
-    with _counted(console, "reading the data set") as progress:
-        planned = plan_dataset(dataset, config, labels=labels, progress=progress)
-    for warning in planned.warnings:
-        _warn(console, f"{warning.file or warning.case}: {warning.problem}")
-    _refuse_odd_parts(planned.plan.batch_size, world)
-    split = make_split(planned.index.cases, fold, folds=config.data.folds, seed=config.data.split_seed)
-    record = _record(planned, split, device, precision) | {"processes": world}
-    setup = _Setup(folder, config, planned, split, device, precision, record)
-    return setup, _checkpoint(setup, console) if resume else None
-
-
-def _fit(setup: _Setup, console: Console, group: Group, checkpoint: Path | None) -> RunKeeper:
+def _fit(setup: RunSetup, console: Console, group: Group) -> RunKeeper:
     """Train, from a checkpoint if there is one, until the clock or a signal says stop; return the keeper."""
     if setup.device.type == "cpu":
         keep_freed_memory()
@@ -204,19 +146,19 @@ def _fit(setup: _Setup, console: Console, group: Group, checkpoint: Path | None)
     )
     arguments = network_arguments(plan, config.model)
     network = network_to_channels_last(build_unet(arguments), plan.spatial_dims)
-    with _counted(console, "preprocessing") as progress:
+    with counted(console, "preprocessing") as progress:
         data = _data(setup, clock, progress, group)
     # Everything that can be refused has been: from here on there is a run.
-    group.on_first(lambda: _write_beginnings(setup, fresh=checkpoint is None))
+    group.on_first(lambda: _write_beginnings(setup))
     ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
     keeper = _keeper(setup, clock, arguments, ema, group)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
     callbacks = [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
-    loggers = open_loggers(config, folder, lambda line: _warn(console, line)) if group.first else []
+    loggers = open_loggers(config, folder, lambda line: warn(console, line)) if group.first else []
     trainer = _trainer(setup, callbacks, loggers, group)
     module = SegModule(network, plan, config.optim, clock, group)
     try:
-        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, data, ckpt_path=setup.checkpoint, weights_only=True)
     except SystemExit as error:  # Lightning's answer to signals that the keeper does not see, such as a second SIGINT
         number = signal.SIGINT if isinstance(error.__context__, KeyboardInterrupt) else signal.SIGTERM
         raise Interrupted(number, f"stopped at once, at step {clock.step} (run folder: {folder})") from error
@@ -226,17 +168,17 @@ def _fit(setup: _Setup, console: Console, group: Group, checkpoint: Path | None)
     return keeper
 
 
-def _write_beginnings(setup: _Setup, *, fresh: bool) -> None:
+def _write_beginnings(setup: RunSetup) -> None:
     """Write what the run was started with."""
     save_config(setup.folder / "config.yaml", setup.config)
-    if fresh:
+    if setup.checkpoint is None:
         save_plan(setup.folder / "plan.json", setup.planned.plan)
         write_json(setup.folder / "fingerprint.json", setup.planned.fingerprint.to_json())
         write_json(setup.folder / "run.json", setup.record)
 
 
 def _keeper(
-    setup: _Setup, clock: RunClock, arguments: dict[str, Any], ema: EmaWeights | None, group: Group
+    setup: RunSetup, clock: RunClock, arguments: dict[str, Any], ema: EmaWeights | None, group: Group
 ) -> RunKeeper:
     config, folder, plan = setup.config, setup.folder, setup.planned.plan
 
@@ -261,7 +203,7 @@ def _keeper(
     )
 
 
-def _trainer(setup: _Setup, callbacks: list[pl.Callback], loggers: list[GuardedLogger], group: Group) -> pl.Trainer:
+def _trainer(setup: RunSetup, callbacks: list[pl.Callback], loggers: list[GuardedLogger], group: Group) -> pl.Trainer:
     plugins: list[Any] = [WholeCheckpoints()]
     places: dict[str, Any] = {"devices": [torch.cuda.current_device()] if setup.device.type == "cuda" else 1}
     if group.world > 1:
@@ -290,7 +232,7 @@ def _trainer(setup: _Setup, callbacks: list[pl.Callback], loggers: list[GuardedL
     )
 
 
-def _data(setup: _Setup, clock: RunClock, progress: Progress, group: Group) -> SegDataModule:
+def _data(setup: RunSetup, clock: RunClock, progress: Progress, group: Group) -> SegDataModule:
     planned, split, config = setup.planned, setup.split, setup.config
     ids = {*split.training, *split.validation}
     cases = [case for case in planned.index.cases if case.id in ids]
@@ -321,9 +263,9 @@ def _data(setup: _Setup, clock: RunClock, progress: Progress, group: Group) -> S
     )
 
 
-def _prepared(setup: _Setup, cases: list[Case], progress: Progress, group: Group) -> CaseStore:
+def _prepared(setup: RunSetup, cases: list[Case], progress: Progress, group: Group) -> CaseStore:
     """Return the preprocessed cases; several processes share the work, and the arrays by files in the run's cache."""
-    plan, folder, memory_gb = setup.planned.plan, setup.folder / "cache", setup.config.data.cache_gb
+    plan, folder, memory_gb = setup.planned.plan, setup.cache, setup.config.data.cache_gb
     if group.world > 1:
         memory_gb = 0.0
         CaseStore(group.share(cases), plan, folder, memory_gb).prepare(progress)
@@ -331,12 +273,6 @@ def _prepared(setup: _Setup, cases: list[Case], progress: Progress, group: Group
     store = CaseStore(cases, plan, folder, memory_gb)
     store.prepare(progress)
     return store
-
-
-def deal_by_size(sizes: dict[str, int], world: int) -> list[dict[str, int]]:
-    """Return what each process takes of named pieces of work, about equally much; every piece is in one part."""
-    by_size = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))
-    return [dict(share(by_size, rank, world)) for rank in range(world)]
 
 
 def n_batches(shape: Sequence[int], plan: Plan) -> int:
@@ -347,116 +283,6 @@ def n_batches(shape: Sequence[int], plan: Plan) -> int:
     )
     slices = 1 if plan.slice_axis is None else shape[plan.slice_axis]
     return math.ceil(windows * slices / plan.batch_size)
-
-
-def _record(planned: PlannedDataset, split: Split, device: torch.device, precision: str) -> dict[str, Any]:
-    """Return what a result needs to be traced and repeated; no path of the user's machine is in it."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "device": device.type,
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-        "fold": split.fold,
-        "training_cases": list(split.training),
-        "validation_cases": list(split.validation),
-        "fingerprint": planned.fingerprint.content,
-        "label_volumes_ml": {str(label): list(pair) for label, pair in planned.fingerprint.label_volumes_ml.items()},
-    }
-
-
-def _refuse_odd_parts(batch_size: int, world: int) -> None:
-    """Refuse to share a batch whose parts would differ: the mean of the parts' gradients would not be the batch's."""
-    if batch_size % world:
-        below = batch_size - batch_size % world
-        raise InputError(
-            f"a batch of {batch_size} patches cannot be shared by {world} processes in equal parts",
-            remedy=f"Set data.batch_size to {f'{below} or ' if below else ''}{below + world}, or start another number",
-        )
-
-
-def _places(folder: Path) -> list[Path]:
-    """Return the folders of a run into which it writes."""
-    return [folder, *(folder / name for name in ("checkpoints", "model")), *(folder / "cache").glob("*")]
-
-
-def _only_begun(folder: Path) -> bool:
-    """Return whether a folder holds nothing but what a run leaves that never reached a checkpoint."""
-    names = {item.name for item in folder.iterdir() if not is_temporary(item)}
-    return names <= set(BEGINNINGS) and not has_checkpoint(folder)
-
-
-def _refuse_used(folder: Path) -> None:
-    """Refuse a folder that holds anything but the beginnings of a run that never reached a checkpoint."""
-    if not _only_begun(folder):
-        raise InputError(
-            "already exists and is not empty",
-            file=folder,
-            remedy="Choose another --out, or continue it with --resume",
-        )
-
-
-def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration that the run was started with; only its length may be another."""
-    needed = ["config.yaml"] if _only_begun(folder) else ["config.yaml", "plan.json", "run.json"]
-    for name in needed:
-        if not (folder / name).is_file():
-            raise InputError(f"cannot be resumed: it has no {name}", file=folder, remedy="Start it without --resume")
-    saved = load_config(folder / "config.yaml")
-    budget, steps = saved.train.budget, saved.train.max_steps
-    same_length = replace(config, train=replace(config.train, budget=budget, max_steps=steps))
-    if same_length not in (saved, ExperimentConfig(train=TrainConfig(budget=budget, max_steps=steps))):
-        raise InputError(
-            "was started with another configuration",
-            file=folder,
-            remedy="Resume without --config and other settings",
-        )
-    return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
-
-
-def _checkpoint(setup: _Setup, console: Console) -> Path | None:
-    """Return the checkpoint that a run goes on from; None if it was killed before the first one.
-
-    Raises:
-        InputError: it was started with other data, or there is no sound checkpoint.
-    """
-    if _only_begun(setup.folder):
-        _warn(console, f"{setup.folder}: has no checkpoint yet; the run starts from the beginning")
-        return None
-    _refuse_other_data(setup)
-    before, now = read_json(setup.folder / "run.json").get("versions", {}), setup.record["versions"]
-    if other := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
-        _warn(console, f"{setup.folder}: was started with {'; '.join(other)}: results may differ a little")
-    checkpoint, problem = sound_checkpoint(setup.folder)
-    if problem:
-        _warn(console, problem)
-    return checkpoint
-
-
-def _refuse_other_data(setup: _Setup) -> None:
-    """Refuse to go on with other voxels, another split or another plan than the run was started with."""
-    saved = read_json(setup.folder / "run.json")
-    names = ("fingerprint", "fold", "training_cases", "validation_cases")
-    other = [name for name in names if saved.get(name) != setup.record[name]]
-    if not other and load_plan(setup.folder / "plan.json") != setup.planned.plan:
-        other = ["plan"]
-    if other:
-        raise InputError(
-            f"was started with another {other[0].replace('_', ' ')}",
-            file=setup.folder,
-            remedy="Resume with the data set and the fold that it was started with",
-        )
-
-
-def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _counted(console: Console, what: str) -> Iterator[Progress]:
-    """Show what is going on and how many cases are done."""
-    with console.status(what) as status:
-        yield lambda done, total: status.update(f"{what}: {done} of {total} cases")
 
 
 def _quiet_lightning() -> None:

@@ -38,8 +38,10 @@ def main() -> None:
             with torch.no_grad(), gate_weights(network) as gates:
                 logits = predict_volume(image, network, window=PATCH)
             board.add_image("x", example_picture(image[0], logits.argmax(0), label, 0, (0, 1, 2)), 0, dataformats="HWC")
-            for name, weights in gates.items():
-                board.add_histogram(name, weights, 0)
+            for name, gate in gates.items():
+                board.add_histogram(name, gate.sample, 0)
+                for what, value in gate.moments.items():
+                    board.add_scalar(f"{what}/{name}", value, 0)
 
         for name, work in (("training step, batch 2", step), ("pictures and gates", pictures)):
             work()

@@ -158,7 +158,7 @@ class TestFindings:
         (root / "cases.csv").write_text("\n".join(["case,image,label,subject", *rows]))
         assert examine_dataset(open_dataset(root / "cases.csv"))[1] == ()
 
-    def test_an_empty_label_map_and_a_label_that_never_occurs_are_warnings(self, make_dataset, make_volume):
+    def test_a_label_that_never_occurs_is_a_warning_and_an_empty_label_map_a_note(self, make_dataset, make_volume):
         root = make_dataset(cases=2)
         make_volume(_label(root, 0), np.zeros(TINY_SHAPE, np.uint8), TINY_AFFINE)
         make_volume(_label(root, 1), (tiny_case(1)[1] == 1).astype(np.uint8), TINY_AFFINE)
@@ -166,9 +166,9 @@ class TestFindings:
         assert len(facts) == 2
         assert _problems(findings) == set()
         assert _problems(findings, "warning") == {
-            ("case_0", "has no foreground"),
             ("", "label 2 (back) is declared but occurs in no case"),
         }
+        assert _problems(findings, "note") == {("case_0", "has no foreground")}
 
     def test_an_orientation_that_is_a_guess_is_a_warning(self, make_dataset, make_volume):
         root = make_dataset(cases=1)

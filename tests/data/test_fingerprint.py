@@ -22,6 +22,7 @@ def _fact(case, samples, counts, content="00", **changes):
         "extremes": tuple((min(channel), max(channel)) for channel in samples),
         "whole_numbers": True,
         "content": content,
+        "shuffled": content,
     }
     return CaseFacts(**{**fields, **changes})
 

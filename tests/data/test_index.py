@@ -4,7 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from segscse.data.index import find_inputs, open_dataset
+from segscse.data.index import find_inputs, open_dataset, subject_of
+from segscse.data.io import list_images, read_image
 from segscse.errors import InputError
 
 VOLUME = np.zeros((3, 3, 3), np.uint8)
@@ -374,3 +375,25 @@ class TestInputsGivenSingly:
         paths = [make_volume(tmp_path / folder / "a.nii.gz", VOXELS) for folder in ("x", "y")]
         with pytest.raises(InputError, match="two inputs are named 'a'"):
             find_inputs(paths, 1)
+
+
+@pytest.mark.parametrize(
+    ("case", "subject"),
+    [
+        ("sub-01_ses-1_T1w", "sub-01"),
+        ("sub-ab12_T1w", "sub-ab12"),
+        ("sub-01", "sub-01"),
+        ("hippocampus_001", "hippocampus_001"),
+        ("sub_01_a", "sub_01_a"),
+        ("xsub-01_a", "xsub-01_a"),
+    ],
+)
+def test_the_subject_of_a_bids_name_is_its_first_part_and_of_others_the_case(case, subject):
+    assert subject_of(case) == subject
+
+
+def test_half_of_a_pair_is_listed_so_that_it_is_not_passed_over(tmp_path):
+    (tmp_path / "a.img").write_bytes(b"\0" * 10)
+    assert list(list_images(tmp_path)) == ["a"]
+    with pytest.raises(InputError, match=r"a\.img: is half of a NIfTI or Analyze pair"):
+        read_image(tmp_path / "a.img")

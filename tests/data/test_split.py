@@ -5,7 +5,7 @@ import pytest
 from sklearn.model_selection import KFold
 
 from segscse.data.index import Case
-from segscse.data.split import make_split
+from segscse.data.split import join_twins, make_split
 from segscse.errors import InputError
 
 
@@ -67,3 +67,20 @@ def test_a_fold_out_of_range_is_refused(fold):
 def test_one_subject_cannot_be_split():
     with pytest.raises(InputError, match=r"one subject cannot be split into folds. .*--fold all"):
         make_split(_cases(4, 4), 0)
+
+
+class TestTwins:
+    def test_share_a_subject_and_chain(self):
+        cases = [Case(name, (), None, subject) for name, subject in zip("abcdef", "124456", strict=True)]
+        joined = join_twins(cases, [("a", "c"), ("e", "d")])
+        subjects = {case.id: case.subject for case in joined}
+        assert subjects["a"] == subjects["c"] == subjects["d"] == subjects["e"] == "1"
+        assert (subjects["b"], subjects["f"]) == ("2", "6")
+
+    def test_change_nothing_where_there_are_none(self):
+        cases = tuple(_cases(4, 2))
+        assert join_twins(cases, []) == cases
+
+    def test_of_one_subject_change_nothing(self):
+        cases = tuple(_cases(4, 2))
+        assert join_twins(cases, [("case_000", "case_001")]) == cases

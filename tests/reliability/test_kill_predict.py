@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from killing import KILLED, finish, kill_after, predict, prepare, require_whole_gzip, start
-from tiny import dataset, tiny_case, tiny_config, trained, write_dataset  # noqa: F401, fixtures
+from tiny import tiny_case, tiny_config, write_dataset
 from volumes import write_volume
 
 from segscse.files import LOCK, is_temporary
@@ -51,7 +51,7 @@ class TestPrediction:
         return folder
 
     @pytest.fixture(scope="class")
-    def whole(self, scans, trained, tmp_path_factory):  # noqa: F811
+    def whole(self, scans, trained, tmp_path_factory):
         """Return the outputs of an uninterrupted run and how long it took after the model was loaded."""
         base = tmp_path_factory.mktemp("whole")
         for name in ("first", "timed"):
@@ -79,12 +79,7 @@ class TestPrediction:
 
     @pytest.mark.parametrize("number", range(KILLS))
     def test_a_kill_at_any_moment_leaves_whole_files_and_the_rest_is_made(
-        self,
-        number,
-        scans,
-        whole,
-        trained,
-        tmp_path,  # noqa: F811
+        self, number, scans, whole, trained, tmp_path
     ):
         rng = random.Random(number)
         out, started = tmp_path / "out", tmp_path / "started"
@@ -99,7 +94,7 @@ class TestPrediction:
         assert "Traceback" not in (tmp_path / "log").read_text()
         assert _files(out) == _files(whole[0])  # and so nothing temporary is left
 
-    def test_verified_cases_are_not_made_again_after_a_kill(self, scans, whole, trained, tmp_path):  # noqa: F811
+    def test_verified_cases_are_not_made_again_after_a_kill(self, scans, whole, trained, tmp_path):
         out = tmp_path / "out"
         out.mkdir()
         for name, content in _files(whole[0]).items():

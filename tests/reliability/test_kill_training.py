@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from killing import KILLED, differences, finish, kill_after, start, train, training_state
-from tiny import dataset, tiny_config, write_dataset  # noqa: F401, a fixture
+from tiny import tiny_config, write_dataset
 
 from segscse.config import ExperimentConfig
 from segscse.errors import InputError

@@ -11,7 +11,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from tiny import dataset, tiny_config, trained  # noqa: F401, fixtures
+from tiny import tiny_config
 
 from segscse.config import ExperimentConfig
 from segscse.data import fingerprint
@@ -108,7 +108,7 @@ def test_percentiles_of_more_than_2_to_24_intensities_are_exact(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0.0, -1024.0, 3e4])
-def test_a_constant_scan_is_segmented(trained, value):  # noqa: F811
+def test_a_constant_scan_is_segmented(trained, value):
     found = load(trained.folder, device="cpu").predict(
         (np.full((16, 20, 12), value, np.float32), np.eye(4)), probabilities=True
     )
@@ -145,14 +145,7 @@ class TestALossThatIsNoNumber:
         return arm
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_stops_the_run_and_the_last_good_checkpoint_goes_on(
-        self,
-        value,
-        dataset,
-        tmp_path,
-        cases,
-        break_at,  # noqa: F811
-    ):
+    def test_stops_the_run_and_the_last_good_checkpoint_goes_on(self, value, dataset, tmp_path, cases, break_at):
         mend = break_at(4, lambda self, loss: loss * value)
         with pytest.raises(SegscseError, match=rf"the loss became {value} at step 4, on patches of") as caught:
             train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
@@ -166,7 +159,7 @@ class TestALossThatIsNoNumber:
         whole = train_run(dataset, tmp_path / "whole", tiny_config(train=SHORT))
         assert (run.steps, run.dice) == (whole.steps, whole.dice)
 
-    def test_a_gradient_that_is_none_spoils_nothing_on_disk(self, dataset, tmp_path, break_at):  # noqa: F811
+    def test_a_gradient_that_is_none_spoils_nothing_on_disk(self, dataset, tmp_path, break_at):
         """The loss of that step is finite; its weights are not, and neither checkpoint nor model may have them."""
 
         def spoil(self, loss):

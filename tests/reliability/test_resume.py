@@ -13,7 +13,7 @@ import pytest
 import torch
 from killing import differences, training_state
 from rich.console import Console
-from tiny import dataset, tiny_config, trained, write_dataset  # noqa: F401, fixtures
+from tiny import tiny_config, write_dataset
 
 from segscse.config import ExperimentConfig
 from segscse.errors import InputError, Interrupted
@@ -34,7 +34,7 @@ def _resume(data, folder, **options):
 
 
 @pytest.fixture(scope="module")
-def whole(dataset, tmp_path_factory):  # noqa: F811
+def whole(dataset, tmp_path_factory):
     return train_run(dataset, tmp_path_factory.mktemp("whole") / "run", tiny_config(train=SHORT)).folder
 
 
@@ -56,7 +56,7 @@ def at_step(monkeypatch):
 
 
 @pytest.fixture
-def stopped(dataset, tmp_path, at_step):  # noqa: F811
+def stopped(dataset, tmp_path, at_step):
     """Return a run that was interrupted in its fourth step, with checkpoints of steps 3 and 4."""
 
     def interrupt():
@@ -72,7 +72,7 @@ def stopped(dataset, tmp_path, at_step):  # noqa: F811
 
 
 class TestTheCheckpoint:
-    def test_missing_is_refused_and_nothing_is_changed(self, dataset, trained, tmp_path, fingerprints):  # noqa: F811
+    def test_missing_is_refused_and_nothing_is_changed(self, dataset, trained, tmp_path, fingerprints):
         folder = shutil.copytree(trained.folder, tmp_path / "run")
         shutil.rmtree(folder / "checkpoints")
         before = fingerprints(folder)
@@ -81,7 +81,7 @@ class TestTheCheckpoint:
         assert fingerprints(folder) == before
 
     @pytest.mark.parametrize("how", ["flipped", "cut", "emptied", "removed"])
-    def test_damaged_falls_back_to_the_one_before_with_a_warning(self, how, dataset, stopped, whole):  # noqa: F811
+    def test_damaged_falls_back_to_the_one_before_with_a_warning(self, how, dataset, stopped, whole):
         last = stopped / "checkpoints" / "last.ckpt"
         content = bytearray(last.read_bytes())
         if how == "removed":
@@ -97,7 +97,7 @@ class TestTheCheckpoint:
         assert "the run goes on from previous.ckpt" in said
         assert differences(training_state(whole), training_state(stopped)) == []
 
-    def test_damaged_without_one_before_is_refused(self, dataset, stopped, fingerprints):  # noqa: F811
+    def test_damaged_without_one_before_is_refused(self, dataset, stopped, fingerprints):
         for name in ("last.ckpt", "previous.ckpt"):
             (stopped / "checkpoints" / name).write_bytes(b"PK\3\4")
         before = fingerprints(stopped)
@@ -105,7 +105,7 @@ class TestTheCheckpoint:
             _resume(dataset, stopped)
         assert fingerprints(stopped) == before
 
-    def test_that_is_none_of_a_run_is_refused(self, dataset, stopped):  # noqa: F811
+    def test_that_is_none_of_a_run_is_refused(self, dataset, stopped):
         class Foreign:
             pass
 
@@ -116,7 +116,7 @@ class TestTheCheckpoint:
         with pytest.raises(InputError, match=r"last.ckpt: is no checkpoint of a run \(Weights only load failed"):
             _resume(dataset, stopped)
 
-    def test_whose_folder_became_unwritable_stops_the_run_with_its_name(self, dataset, tmp_path, at_step):  # noqa: F811
+    def test_whose_folder_became_unwritable_stops_the_run_with_its_name(self, dataset, tmp_path, at_step):
         run = tmp_path / "run"
 
         def block():
@@ -132,14 +132,14 @@ class TestTheCheckpoint:
         (run / "moved").rename(run / "checkpoints")
         assert "warning" not in _resume(dataset, run)
 
-    def test_of_a_run_whose_patience_ended_has_nothing_left_to_do(self, dataset, tmp_path):  # noqa: F811
+    def test_of_a_run_whose_patience_ended_has_nothing_left_to_do(self, dataset, tmp_path):
         config = tiny_config(train={"max_steps": 40, "validations": 20, "patience": 2}, optim={"lr": 1e-12})
         run = train_run(dataset, tmp_path / "run", config)
         assert run.steps < 40
         assert train_run(dataset, tmp_path / "run", ExperimentConfig(), resume=True).steps == run.steps
 
 
-def test_another_version_of_torch_is_a_warning(dataset, stopped, whole):  # noqa: F811
+def test_another_version_of_torch_is_a_warning(dataset, stopped, whole):
     record = json.loads((stopped / "run.json").read_text())
     record["versions"]["torch"] = "1.13.1"
     (stopped / "run.json").write_text(json.dumps(record))
@@ -147,7 +147,7 @@ def test_another_version_of_torch_is_a_warning(dataset, stopped, whole):  # noqa
     assert differences(training_state(whole), training_state(stopped)) == []
 
 
-def test_a_clock_that_is_set_back_changes_nothing(dataset, tmp_path, whole, at_step, monkeypatch):  # noqa: F811
+def test_a_clock_that_is_set_back_changes_nothing(dataset, tmp_path, whole, at_step, monkeypatch):
     now = time.time
     at_step(3, lambda: monkeypatch.setattr(time, "time", lambda: now() - 1e6))
     train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
@@ -158,12 +158,7 @@ def test_a_clock_that_is_set_back_changes_nothing(dataset, tmp_path, whole, at_s
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_the_folder_of_another_experiment_is_refused_and_left_as_it_is(
-    resume,
-    tmp_path,
-    trained,
-    fingerprints,  # noqa: F811
-):
+def test_the_folder_of_another_experiment_is_refused_and_left_as_it_is(resume, tmp_path, trained, fingerprints):
     other = write_dataset(tmp_path / "other", cases=5)
     before = fingerprints(trained.folder)
     with pytest.raises(InputError, match=r"another fingerprint|already exists and is not empty"):
@@ -172,7 +167,7 @@ def test_the_folder_of_another_experiment_is_refused_and_left_as_it_is(
 
 
 class TestFilesOfAKilledRun:
-    def test_are_removed_when_it_goes_on(self, dataset, stopped):  # noqa: F811
+    def test_are_removed_when_it_goes_on(self, dataset, stopped):
         left = [stopped / name / ".0123456789ab.tmp.ckpt" for name in ("", "checkpoints", "model")]
         for path in left:
             path.write_bytes(b"half")
@@ -182,7 +177,7 @@ class TestFilesOfAKilledRun:
         assert not any(path.exists() for path in left)
         assert mine.read_text()
 
-    def test_are_no_obstacle_to_a_new_start(self, dataset, tmp_path):  # noqa: F811
+    def test_are_no_obstacle_to_a_new_start(self, dataset, tmp_path):
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / ".0123456789ab.tmp.yaml").write_text("half")
         train_run(dataset, tmp_path / "run", tiny_config(train={"max_steps": 2}))

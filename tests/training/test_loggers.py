@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -259,6 +260,16 @@ def _wandb_records(path):
             yield record
 
 
+def _finished(path, timeout_s=60.0):
+    """Wait for the package's own process, which writes the last records after the run has let go of it."""
+    for _ in range(int(timeout_s / 0.1)):
+        records = list(_wandb_records(path))
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.1)
+    raise TimeoutError(f"{path} has no end")
+
+
 def _key(item):
     return item.key or ".".join(item.nested_key)
 
@@ -266,10 +277,12 @@ def _key(item):
 def test_wandb_has_scalars_settings_and_pictures_offline(dataset, tmp_path, interrupt):
     pytest.importorskip("wandb", reason="needs the extra segscse[wandb]")
     run = _train_and_resume(dataset, tmp_path / "run", interrupt, "wandb")
-    number = read_json(run.folder / "loggers.json")["wandb"]["id"]
+    record = read_json(run.folder / "loggers.json")["wandb"]
+    assert "failed" not in record
+    number = record["id"]
     files = sorted((run.folder / "wandb").glob(f"offline-run-*/run-{number}.wandb"))
     assert len(files) == 2  # the session that was stopped, and the resumed one, under one id
-    records = [record for path in files for record in _wandb_records(path)]
+    records = [record for path in files for record in _finished(path)]
     rows = [{_key(item): json.loads(item.value_json) for item in r.history.item} for r in records if r.history.item]
     dice = {row["trainer/global_step"]: row["val_dice"] for row in rows if "val_dice" in row}
     table = pd.read_csv(run.folder / "metrics.csv").dropna(subset=["val_dice"])

@@ -322,6 +322,27 @@ def test_cases_on_disk_train_as_cases_in_memory_do(dataset, tmp_path):
     assert not (tmp_path / "memory" / "cache").exists()
 
 
+def test_runs_on_the_same_data_share_a_cache(dataset, tmp_path):
+    stamps = []
+    for fold in (0, 1):
+        config = tiny_config(train={"max_steps": 1, "validations": 1}, data={"cache_gb": 0.0})
+        train_run(dataset, tmp_path / f"fold{fold}", config, fold=fold, cache=tmp_path / "cache")
+        assert not (tmp_path / f"fold{fold}" / "cache").exists()
+        stamps.append({path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")})
+    assert stamps[0] == stamps[1]
+    assert len(stamps[0]) == 3 * 6
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_slices_on_disk_train_as_slices_in_memory_do(dataset, tmp_path, axis):
+    spacing = {"spacing_mm": [3.0 if number == axis else 1.0 for number in range(3)]}
+    for name, cache_gb in (("memory", 4.0), ("disk", 0.0)):
+        config = tiny_config(train=SHORT, model={"spatial_dims": 2}, data={"cache_gb": cache_gb, **spacing})
+        run = train_run(dataset, tmp_path / name, config)
+        assert run.planned.plan.slice_axis == axis
+    assert _equal_weights(tmp_path / "memory", tmp_path / "disk")
+
+
 def test_a_checkpoint_is_written_at_least_as_often_as_asked(dataset, tmp_path, monkeypatch):
     seen = []
     whole = SegModule.training_step

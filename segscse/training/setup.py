@@ -1,0 +1,239 @@
+"""What a run starts from: read, decided, checked against what its folder holds; nothing of the run is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from segscse.config import ExperimentConfig, TrainConfig, load_config
+from segscse.data.plan import load_plan
+from segscse.data.prepare import PlannedDataset, plan_dataset
+from segscse.data.split import Split, make_split
+from segscse.errors import InputError
+from segscse.files import LOCK, is_temporary, read_json, remove_leftovers
+from segscse.hardware import pick_device, pick_precision, versions
+from segscse.kernels.warm_up import compiling
+from segscse.limits import require_disk
+from segscse.nets.build import check_attention
+from segscse.training.checkpoints import FOLDER, LAST, has_checkpoint, sound_checkpoint
+from segscse.training.ddp import refuse_odd_parts
+from segscse.training.loggers import check_loggers
+from segscse.training.memory import require_room
+from segscse.training.untrusted import refuse_foreign
+from segscse.types import Progress
+
+# What a run leaves before its first checkpoint.
+BEGINNINGS = (
+    LOCK,
+    "cache",
+    "checkpoints",
+    "config.yaml",
+    "fingerprint.json",
+    "loggers.json",
+    "metrics.csv",
+    "mlflow",
+    "plan.json",
+    "run.json",
+    "tensorboard",
+    "wandb",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What `train_run` is asked for; see there."""
+
+    dataset: str | Path
+    folder: Path
+    config: ExperimentConfig
+    labels: str | Path | None
+    fold: int | None
+    budget: str | None
+    resume: bool
+    cache: Path | None
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunSetup:
+    """What a run starts from, decided and checked.
+
+    Attributes:
+        folder: the run folder.
+        config: the experiment.
+        planned: the data set.
+        split: which of its cases are trained and validated on.
+        device: where it runs.
+        precision: `bf16` or `fp32`.
+        record: what `run.json` says.
+        cache: folder for the cases that memory does not hold.
+        checkpoint: the one to go on from; None for a run that starts.
+    """
+
+    folder: Path
+    config: ExperimentConfig
+    planned: PlannedDataset
+    split: Split
+    device: torch.device
+    precision: str
+    record: dict[str, Any]
+    cache: Path
+    checkpoint: Path | None = None
+
+
+def set_up(request: RunRequest, console: Console, held: ExitStack, world: int = 1) -> RunSetup:
+    """Read the data set and decide everything that a run starts from.
+
+    Args:
+        request: what is asked for.
+        console: where progress and warnings are shown.
+        held: ends with the run; kernels are compiled in it while data are read.
+        world: number of processes that share the run.
+
+    Raises:
+        InputError: as `train_run`.
+    """
+    folder, config = request.folder, request.config
+    if request.resume:
+        config = _resumed_config(folder, config)
+    else:
+        _refuse_used(folder)
+    require_disk("the run", folder, 0, 0, "")  # whether anything can be written there
+    remove_leftovers(*_places(folder))
+    if request.budget is not None:
+        config = replace(config, train=replace(config.train, budget=request.budget, max_steps=None))
+    check_attention(config.model)
+    check_loggers(config.train.loggers)
+    device = pick_device(config.train.device)
+    precision = pick_precision(config.train.precision, device)
+    held.enter_context(kernels_compiling(device, precision))
+    with counted(console, "reading the data set") as progress:
+        planned = plan_dataset(request.dataset, config, labels=request.labels, progress=progress)
+    for found in planned.warnings:
+        warn(console, f"{found.file or found.case}: {found.problem}")
+    refuse_odd_parts(planned.plan.batch_size, world)
+    split = make_split(planned.index.cases, request.fold, folds=config.data.folds, seed=config.data.split_seed)
+    record = _record(planned, split, device, precision) | {"processes": world}
+    cache = request.cache or folder / "cache"
+    setup = RunSetup(folder, config, planned, split, device, precision, record, cache)
+    for text in require_room(planned, split, config, device, precision, folder, runs=request.runs):
+        warn(console, text)
+    return replace(setup, checkpoint=_checkpoint(setup, console)) if request.resume else setup
+
+
+def warn(console: Console, text: str) -> None:
+    """Show a warning, in one line."""
+    console.print(f"warning: {text}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def counted(console: Console, what: str) -> Iterator[Progress]:
+    """Show what is going on and how many cases are done."""
+    with console.status(what) as status:
+        yield lambda done, total: status.update(f"{what}: {done} of {total} cases")
+
+
+def _record(planned: PlannedDataset, split: Split, device: torch.device, precision: str) -> dict[str, Any]:
+    """Return what a result needs to be traced and repeated; no path of the user's machine is in it."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device.type,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "fold": split.fold,
+        "training_cases": list(split.training),
+        "validation_cases": list(split.validation),
+        "fingerprint": planned.fingerprint.content,
+        "label_volumes_ml": {str(label): list(pair) for label, pair in planned.fingerprint.label_volumes_ml.items()},
+    }
+
+
+def _places(folder: Path) -> list[Path]:
+    """Return the folders of a run into which it writes."""
+    return [folder, *(folder / name for name in (FOLDER, "model")), *(folder / "cache").glob("*")]
+
+
+def _only_begun(folder: Path) -> bool:
+    """Return whether a folder holds nothing but what a run leaves that never reached a checkpoint."""
+    names = {item.name for item in folder.iterdir() if not is_temporary(item)}
+    return names <= set(BEGINNINGS) and not has_checkpoint(folder)
+
+
+def _refuse_used(folder: Path) -> None:
+    """Refuse a folder that holds anything but the beginnings of a run that never reached a checkpoint."""
+    if not _only_begun(folder):
+        raise InputError(
+            "already exists and is not empty",
+            file=folder,
+            remedy="Choose another --out, or continue it with --resume",
+        )
+
+
+def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
+    """Return the configuration that the run was started with; only its length may be another."""
+    needed = ["config.yaml"] if _only_begun(folder) else ["config.yaml", "plan.json", "run.json"]
+    for name in needed:
+        if not (folder / name).is_file():
+            raise InputError(f"cannot be resumed: it has no {name}", file=folder, remedy="Start it without --resume")
+    saved = load_config(folder / "config.yaml")
+    budget, steps = saved.train.budget, saved.train.max_steps
+    same_length = replace(config, train=replace(config.train, budget=budget, max_steps=steps))
+    if same_length not in (saved, ExperimentConfig(train=TrainConfig(budget=budget, max_steps=steps))):
+        raise InputError(
+            "was started with another configuration",
+            file=folder,
+            remedy="Resume without --config and other settings",
+        )
+    return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
+
+
+def _checkpoint(setup: RunSetup, console: Console) -> Path | None:
+    """Return the checkpoint that a run goes on from; None if it was killed before the first one.
+
+    Raises:
+        InputError: it was started with other data, or there is no sound checkpoint.
+    """
+    if _only_begun(setup.folder):
+        warn(console, f"{setup.folder}: has no checkpoint yet; the run starts from the beginning")
+        return None
+    _refuse_other_data(setup)
+    before, now = read_json(setup.folder / "run.json").get("versions", {}), setup.record["versions"]
+    if other := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
+        warn(console, f"{setup.folder}: was started with {'; '.join(other)}: results may differ a little")
+    checkpoint, problem = sound_checkpoint(setup.folder)
+    if problem:
+        warn(console, problem)
+    return checkpoint
+
+
+def _refuse_other_data(setup: RunSetup) -> None:
+    """Refuse to go on with other voxels, another split or plan than the run was started with, or a strange file."""
+    saved = read_json(setup.folder / "run.json")
+    if not isinstance(saved, dict):
+        raise InputError("is no record of a run", file=setup.folder / "run.json", remedy="Start it without --resume")
+    names = ("fingerprint", "fold", "training_cases", "validation_cases")
+    other = [name for name in names if saved.get(name) != setup.record[name]]
+    if not other and load_plan(setup.folder / "plan.json") != setup.planned.plan:
+        other = ["plan"]
+    if other:
+        raise InputError(
+            f"was started with another {other[0].replace('_', ' ')}",
+            file=setup.folder,
+            remedy="Resume with the data set and the fold that it was started with",
+        )
+    refuse_foreign(setup.folder / FOLDER / LAST)
+
+
+def kernels_compiling(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Compile what a training on this device needs while the data are read."""
+    if device.type != "cpu":
+        return nullcontext()
+    return compiling(torch.bfloat16 if precision == "bf16" else torch.float32)
