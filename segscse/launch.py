@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from segscse.errors import InputError
-from segscse.ranks import Ranks, cores, read_ranks
+from segscse.limits import usable_cores
+from segscse.ranks import Ranks, read_ranks
 
 
 class ManyProcesses(Exception):  # noqa: N818, a request and no error

@@ -23,7 +23,7 @@ from segscse.training.module import SegModule
 from segscse.training.run import train_run
 
 SHORT = {"max_steps": 8, "validations": 2}
-seen = {"cases": [], "weights": [], "writes": []}
+seen = {"cases": [], "weights": []}
 
 
 def train(group, dataset, base):
@@ -32,10 +32,14 @@ def train(group, dataset, base):
     _take_notes()
     losses(group, base)
     run = train_run(dataset, base / "whole", tiny_config(train=SHORT), group=group)
-    seen["dice"], seen["digests"] = run.dice, [_digest(state) for state in seen.pop("weights")]
-    seen["validated"] = seen.pop("cases")
-    write_json(base / f"seen{group.rank}.json", seen)
-    seen.update(cases=[], weights=[])
+    notes = {"dice": run.dice, "digests": [_digest(state) for state in seen["weights"]], "validated": [*seen["cases"]]}
+    seen["cases"].clear()
+    short = {"max_steps": 1, "validations": 1}
+    few = train_run(dataset, base / "few", tiny_config(train=short), fold=1, group=group)
+    notes |= {"few_dice": few.dice, "few_validated": [*seen["cases"]]}
+    timed = {"max_steps": None, "budget": "0.5s", "validations": 1}
+    notes["timed_steps"] = train_run(dataset, base / "timed", tiny_config(train=timed), group=group).steps
+    write_json(base / f"seen{group.rank}.json", notes)
     train_run(dataset, base / "begun_alone", ExperimentConfig(), resume=True, group=group)
     step = SegModule.training_step
 

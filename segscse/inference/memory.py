@@ -239,12 +239,11 @@ def require_room(
     """
 
     def remedy(room: int) -> str:
-        limit = size_text(found.program + room).replace(" ", "")
         try:
             fitting(found.program + room)
         except InputError as error:
             return f"Free memory: {error.problem.partition(': ')[2]} in all"
-        return f"Give --memory {limit}"
+        return f"Give --memory {(found.program + room) // 10**6}MB"
 
     likely, least = found.total - found.program, LEAST * (found.total - found.program)
     if all(member.device.type == "cuda" for member in members):  # windows and logits are in the GPU's memory

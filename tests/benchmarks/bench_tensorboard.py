@@ -36,7 +36,7 @@ def main() -> None:
         def pictures() -> None:
             network.eval()
             with torch.no_grad(), gate_weights(network) as gates:
-                logits = predict_volume(image, network, window=PATCH)
+                logits = predict_volume(image, network, window=PATCH, n_classes=3)
             board.add_image("x", example_picture(image[0], logits.argmax(0), label, 0, (0, 1, 2)), 0, dataformats="HWC")
             for name, gate in gates.items():
                 board.add_histogram(name, gate.sample, 0)

@@ -42,6 +42,23 @@ class TestBatches:
         assert not torch.equal(batches[0]["image"], batches[1]["image"])
         assert not torch.equal(batches[0]["image"], other.batch(0)["image"])
 
+    @pytest.mark.parametrize("world", [2, 3, 6])
+    def test_the_parts_of_several_processes_are_the_batch_of_one(self, sampler, world):
+        source = sampler(batch_size=6, share=0.5)
+        whole = source.batch(7)
+        draws = [rng.random() for rng in source.augmentation(7)]
+        assert len(set(draws)) == 6
+        for rank in range(world):
+            part = source.batch(7, rank, world)
+            assert torch.equal(part["image"], whole["image"][rank::world])
+            assert torch.equal(part["label"], whole["label"][rank::world])
+            assert [rng.random() for rng in source.augmentation(7, rank, world)] == draws[rank::world]
+
+    def test_cutting_and_augmenting_do_not_share_random_numbers(self, sampler):
+        source = sampler(batch_size=4)
+        states = [str(source._rng(3, purpose, index).bit_generator.state) for purpose in range(3) for index in range(4)]
+        assert len(set(states)) == 12
+
     def test_shapes_are_those_of_the_cut(self, sampler):
         batch = sampler(batch_size=5, cut=(10, 9, 8)).batch(0)
         assert batch["image"].shape == (5, 1, 10, 9, 8)

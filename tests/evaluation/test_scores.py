@@ -271,3 +271,25 @@ def test_scoring_imports_no_torch():
         "sys.exit(any(name.split('.')[0] in ('torch', 'monai') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_prediction_along_other_axes_is_brought_into_the_references_order(folders, save):
+    """The same voxels at the same places in the world score the same, whatever order they are stored in."""
+    before = evaluate(*folders)
+    path = folders[0] / "b.nii.gz"
+    image = nib.load(path)
+    turn = np.array([[2, -1], [0, 1], [1, -1]])
+    affine = image.affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
+    save(path, nib.apply_orientation(np.asarray(image.dataobj), turn), affine)
+    assert evaluate(*folders).equals(before)
+
+
+def test_what_is_unusual_about_a_file_is_noted_and_scored(folders):
+    path = folders[0] / "b.nii.gz"
+    image = nib.load(path)
+    image.set_qform(None, 0)
+    image.set_sform(image.affine, 1)
+    image.header["pixdim"][1] = 3
+    nib.save(image, path)
+    notes = evaluate(*folders).attrs["notes"]
+    assert (str(path), "does not say its units, so they are taken as mm") in notes

@@ -24,7 +24,7 @@ OUTCOMES = {
     "nibabel/reoriented_anat_moved.nii": None,
     "nibabel/row_major.dconn.nii": "must be 3D",
     "nibabel/standard.nii.gz": None,
-    "nibabel/test.mgz": None,
+    "nibabel/test.mgz": "sheared",
     "nifti-rs/27/float32.nii": None,
     "nifti-rs/27/float64.nii": None,
     "nifti-rs/27/int16.nii": None,
@@ -39,8 +39,8 @@ OUTCOMES = {
     "nifti-rs/complex/complex32.nii": "real numbers",
     "nifti-rs/complex/complex64.nii": "real numbers",
     "nifti-rs/f32.nii.gz": None,
-    "nifti-rs/fuzz_artifacts/crash-1.nii": "",
-    "nifti-rs/fuzz_artifacts/crash-ed7d46344d7efb3b9f0c374d66d2e02f66cc447d.nii": "",
+    "nifti-rs/fuzz_artifacts/crash-1.nii": ".",
+    "nifti-rs/fuzz_artifacts/crash-ed7d46344d7efb3b9f0c374d66d2e02f66cc447d.nii": ".",
     "nifti-rs/minimal.img": "pair",
     "nifti-rs/minimal.img.gz": "pair",
     "nifti-rs/minimal.nii": None,
@@ -85,18 +85,18 @@ def test_every_file_of_the_folder_has_its_outcome(shared_data):
             read_image(root / name)
 
 
-def test_each_folder_is_predicted_as_far_as_it_can_be(shared_data, models, tmp_path, capsys):
-    """All in one batch under names of their own: the good ones come out, the others are named on a line each."""
+def test_the_broken_ones_are_named_in_one_batch_with_small_good_ones_that_come_out(
+    shared_data, models, tmp_path, capsys
+):
+    chosen = {name: said for name, said in OUTCOMES.items() if said is not None or name.startswith("nifti-rs/27/")}
     inputs = tmp_path / "in"
     inputs.mkdir()
-    root = shared_data / "odd_headers"
-    for number, name in enumerate(OUTCOMES):
-        (inputs / f"{number:02d}_{Path(name).name}").symlink_to(root / name)
+    for number, name in enumerate(chosen):
+        (inputs / f"{number:02d}_{Path(name).name}").symlink_to(shared_data / "odd_headers" / name)
     assert run(["predict", str(models["plain"]), str(inputs), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("segscse: warning: ")]
+    refused = {f"{number:02d}" for number, said in enumerate(chosen.values()) if said is not None}
+    assert {line.removeprefix("segscse: ")[:2] for line in lines} == refused
+    assert len(lines) == len(refused)
     made = {path.name[:2] for path in (tmp_path / "out").glob("*.nii.gz")}
-    failed = {line.removeprefix("segscse: ")[:2] for line in lines}
-    every = {f"{number:02d}" for number in range(len(OUTCOMES))}
-    refused = {f"{number:02d}" for number, said in enumerate(OUTCOMES.values()) if said is not None}
-    assert failed >= refused
-    assert (made | failed, made & failed, len(lines)) == (every, set(), len(failed))
+    assert made == {f"{number:02d}" for number in range(len(chosen))} - refused

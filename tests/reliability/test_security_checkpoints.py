@@ -29,6 +29,7 @@ def _make(name, sound, folder):
     return file, canary
 
 
+@pytest.mark.filterwarnings("ignore:Found keys that are not in the model")
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_attack_works_on_a_loader_that_trusts(name, sound, tmp_path):
     file, canary = _make(name, sound, tmp_path / "attack")

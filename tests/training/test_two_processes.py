@@ -94,6 +94,17 @@ class TestTheRun:
         assert sorted(parts[0] + parts[1]) == sorted([*alone.split.validation] * SHORT["validations"])
         assert not set(parts[0]) & set(parts[1])
 
+    def test_with_fewer_validation_cases_than_processes_validates_them_all_the_same(self, base):
+        notes = [read_json(base / f"seen{rank}.json") for rank in range(2)]
+        assert [len(note["few_validated"]) for note in notes] == [1, 1]
+        assert [note["few_validated"][0] is None for note in notes] == [False, True]  # the second has an empty item
+        assert notes[0]["few_dice"] == notes[1]["few_dice"] is not None
+
+    def test_ends_by_time_after_the_same_step_in_both_processes(self, base):
+        steps = [read_json(base / f"seen{rank}.json")["timed_steps"] for rank in range(2)]
+        assert steps[0] == steps[1] >= 1
+        assert float(_rows(base / "timed")[-1]["progress"]) == 1.0
+
     def test_writes_what_one_process_writes_and_shares_its_cases_by_files(self, base, alone):
         names = [{path.name for path in folder.iterdir()} for folder in (base / "whole", alone.folder)]
         assert names[0] - names[1] == {"cache"}
