@@ -169,7 +169,8 @@ def _finish_run(
         return
     console.print(what, highlight=False)
     with _stopped_in(what, study.folder):
-        run = finish(folder=folder, config=study.config_of(variant, seed), fold=fold)
+        left = len(study.runs) - number + 1
+        run = finish(folder=folder, config=study.config_of(variant, seed), fold=fold, folds_left=left)
     _record(run, planned)
 
 
