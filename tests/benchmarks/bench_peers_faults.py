@@ -208,7 +208,7 @@ def run_peer(program: str, folder: Path) -> tuple[str, str]:
         try:
             work(folder / "nnunet")
         except BaseException as error:  # a peer may also end the process
-            ended = f"{type(error).__name__}: {error}"
+            ended = " from ".join(f"{type(one).__name__}: {one}" for one in _causes(error))
     text = " ".join(" ".join([said.getvalue(), *(str(item.message) for item in seen), ended or ""]).split())
     shown = (ended or text).replace(str(folder), "DATASET")[:300]
     words = [names] if names else ["case_"]
