@@ -118,7 +118,7 @@ def load_pair(pair: CasePair, spacing_mm: Sequence[float] | None) -> tuple[Label
     if pair.pred is None:
         pred = LabelMap(np.zeros(ref.array.shape, np.uint8), ref.affine, "no prediction")
     else:
-        pred = _in_order_of(ref, load_labels(pair.pred, "prediction"))
+        pred = in_order_of(ref, load_labels(pair.pred, "prediction"))
     _check_grid(pred, ref)
     return pred, ref, _spacing(pred, ref, spacing_mm)
 
@@ -273,7 +273,7 @@ def _where(source: Any) -> str | None:
     return None if isinstance(source, Mapping) else str(source)
 
 
-def _in_order_of(ref: LabelMap, pred: LabelMap) -> LabelMap:
+def in_order_of(ref: LabelMap, pred: LabelMap) -> LabelMap:
     """Return a prediction in the reference's order of axes, where only this differs."""
     if ref.affine is None or pred.affine is None or {ref.array.ndim, pred.array.ndim} != {3}:
         return pred

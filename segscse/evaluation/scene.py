@@ -12,7 +12,7 @@ import numpy as np
 from segscse.data.geometry import same_grid, spacing_of, to_canonical
 from segscse.data.io import read_image
 from segscse.errors import InputError, choose
-from segscse.evaluation.cases import load_labels
+from segscse.evaluation.cases import LabelMap, in_order_of, load_labels
 
 PLANES = {"axial": 2, "coronal": 1, "sagittal": 0}  # the canonical (RAS) axis that each plane cuts
 EDGES = {"axial": ("R", "A"), "coronal": ("R", "S"), "sagittal": ("A", "S")}  # left and top of the picture
@@ -69,7 +69,10 @@ def load_scene(image: Any, segmentation: Any, reference: Any, spacing_mm: Sequen
     maps = [load_labels(segmentation, "segmentation")]
     if reference is not None:
         maps.append(load_labels(reference, "reference"))
+    maps = [in_order_of(maps[-1], item) for item in maps]
     background, image_affine = _load_image(image, maps[0].array.shape)
+    if image_affine is not None:
+        maps = [in_order_of(LabelMap(background, image_affine, "the image"), item) for item in maps]
     affines = [known for known in (*(item.affine for item in maps), image_affine) if known is not None]
     flat = maps[0].array.ndim == 2
     steps = [*map(float, spacing_mm or ())] + [1.0] * 3
