@@ -30,7 +30,9 @@ def train(dataset, out, processes, arguments):
     command += ["--train.validations", 1, "--train.device", "cpu", "--data.batch_size", arguments.batch]
     command += ["--data.max_patch_voxels", arguments.voxels]
     command += ["--devices", processes] if processes > 1 else []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # Threads are for segscse to choose: all cores for one process, a part of them for each of two.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["PYTHONPATH"] = str(ROOT)
     begin = time.perf_counter()
     subprocess.run([str(part) for part in command], check=True, env=environment, capture_output=True, text=True)
     whole = time.perf_counter() - begin
