@@ -22,7 +22,7 @@ from segscse.hardware import pick_device, pick_precision, versions
 from segscse.kernels.warm_up import compiling
 from segscse.limits import require_disk
 from segscse.nets.build import check_attention
-from segscse.training.checkpoints import FOLDER, LAST, has_checkpoint, sound_checkpoint
+from segscse.training.checkpoints import FOLDER, has_checkpoint, sound_checkpoint
 from segscse.training.ddp import refuse_odd_parts
 from segscse.training.loggers import check_loggers
 from segscse.training.memory import require_room
@@ -211,6 +211,7 @@ def _checkpoint(setup: RunSetup, console: Console) -> Path | None:
     checkpoint, problem = sound_checkpoint(setup.folder)
     if problem:
         warn(console, problem)
+    refuse_foreign(checkpoint)
     return checkpoint
 
 
@@ -229,7 +230,6 @@ def _refuse_other_data(setup: RunSetup) -> None:
             file=setup.folder,
             remedy="Resume with the data set and the fold that it was started with",
         )
-    refuse_foreign(setup.folder / FOLDER / LAST)
 
 
 def kernels_compiling(device: torch.device, precision: str) -> AbstractContextManager[object]:
