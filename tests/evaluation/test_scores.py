@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
