@@ -201,7 +201,7 @@ def read_limited(path: str | Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     try:
         require_plain(Path(path))
         with Path(path).open("rb") as stream:
-            content = stream.read(max_bytes + 1)
+            content = stream.read(min(os.fstat(stream.fileno()).st_size, max_bytes) + 1)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check the path") from error
     if len(content) > max_bytes:

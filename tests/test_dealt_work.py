@@ -71,7 +71,7 @@ class TestParts:
         for part, case in enumerate("ab"):
             manifest = Manifest(tmp_path, "key", part)
             (tmp_path / f"{case}.nii.gz").write_text(case)
-            manifest.add(case, {}, [tmp_path / f"{case}.nii.gz"], {})
+            manifest.add(case, {}, [tmp_path / f"{case}.nii.gz"], {"look": False})
             manifest.save()
         with monkeypatch.context() as patch:
             patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))

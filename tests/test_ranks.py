@@ -112,7 +112,7 @@ class TestAlone:
     def test_threads_are_a_part_of_the_cores(self, monkeypatch):
         chosen = []
         monkeypatch.setattr("torch.set_num_threads", chosen.append)
-        monkeypatch.setattr(module, "cores", lambda: 8)
+        monkeypatch.setattr(module, "usable_cores", lambda: 8)
         monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
         for ranks in (Ranks(0, 4, 0, 4, "torchrun"), Ranks(0, 32, 0, 16, "torchrun"), Ranks(0, 2, 0, 1, "srun")):
             module._use_own_cores(ranks)
@@ -125,10 +125,10 @@ class TestAlone:
         allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(allowed)})
         try:
-            assert module.cores() == 1
+            assert module.usable_cores() == 1
         finally:
             os.sched_setaffinity(0, allowed)
-        assert module.cores() == len(allowed)
+        assert module.usable_cores() == len(allowed)
 
     def test_sigterm_is_an_error_that_can_be_told(self):
         with pytest.raises(Interrupted) as caught, module._terminable():

@@ -7,9 +7,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-
-from segscse.data.io import NIBABEL_SUFFIXES, image_suffix
+from segscse.data.io import UNREADABLE, image_suffix
+from segscse.data.nifti_header import peek_header
 from segscse.evaluation.cases import CasePair
 from segscse.limits import require_disk, require_memory
 
@@ -51,11 +50,11 @@ def _bytes(pair: CasePair) -> tuple[int, int]:
 
 
 def _header(source: Any) -> tuple[int, int]:
-    """Return voxels and bytes a voxel of an image file that nibabel reads; zeros of anything else."""
-    if not isinstance(source, (str, Path)) or image_suffix(Path(source)) not in NIBABEL_SUFFIXES:
+    """Return voxels and bytes a voxel of a NIfTI file whose header can be true; zeros of anything else."""
+    if not isinstance(source, (str, Path)) or image_suffix(Path(source)) not in (".nii", ".nii.gz"):
         return 0, 0
     try:
-        image: Any = nib.load(source)
-        return prod(image.shape), image.get_data_dtype().itemsize
-    except (OSError, EOFError, ValueError, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError):
+        header = peek_header(Path(source))
+    except UNREADABLE:
         return 0, 0  # reading it will say why
+    return (0, 0) if header is None else (prod(map(int, header.get_data_shape())), header.get_data_dtype().itemsize)

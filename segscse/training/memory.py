@@ -302,7 +302,7 @@ def _candidates(planned: PlannedDataset, config: ExperimentConfig) -> list[tuple
             break
         batch //= 2
     voxels = config.data.max_patch_voxels
-    while plan.spatial_dims == 3 and voxels // 2 >= PROBE_VOXELS:
+    while plan.slice_axis is None and voxels // 2 >= PROBE_VOXELS:
         voxels //= 2
         data = replace(config.data, batch_size=1, max_patch_voxels=voxels)
         changed = replace(config, data=data)

@@ -7,6 +7,7 @@ tests/inference/test_memory.py.
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -72,6 +73,10 @@ def small_disk(tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
+# By the system while something is written, or by the check before anything is.
+NO_SPACE = ("No space left on device", "of disk, and")
+
+
 def _size(folder):
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
@@ -117,7 +122,7 @@ class TestAFullDisk:
         free = int(share * _size(whole))
         (disk / "filler").write_bytes(b"x" * (8 * 2**20 - free))
         line = _only_line(log, finish(start(train, log, dataset, run, CONFIG, False, samples, None)))
-        assert "No space left on device" in line
+        assert any(said in line for said in NO_SPACE)
         assert str(run) in line
         _require_sound(disk)
         (disk / "filler").unlink()
@@ -133,7 +138,7 @@ class TestAFullDisk:
         (disk / "filler").write_bytes(b"x" * (2**20 - int(share * _size(tmp_path / "out")) // 4096 * 4096))
         code = finish(start(predict, tmp_path / "log", trained.folder, scans, disk / "out", False, None))
         text = (tmp_path / "log").read_text()
-        assert "No space left on device" in text
+        assert any(said in text for said in NO_SPACE)
         assert "Traceback" not in text
         assert code in (0, 2)  # cases failed and are listed, or the list itself could not be written
         _require_sound(disk)
@@ -179,7 +184,7 @@ class TestAFileInPlaceOfTheFolder:
 
     @pytest.mark.parametrize("below", ["", "out"])
     def test_prediction_names_it(self, below, blocked, scans, trained):
-        with pytest.raises(InputError, match=r"cannot be written to \((File exists|Not a directory)\)"):
+        with pytest.raises(InputError, match=r"file: is not a folder"):
             predict_files(load(trained.folder, device="cpu"), [scans], blocked / below)
 
     def test_a_folder_of_maps_that_cannot_be_made_fails_the_cases(self, scans, trained, tmp_path):
@@ -205,21 +210,17 @@ def _starved(extra, model, scans, out):
     predict_files(predictor, [scans / "scan_0.nii.gz"], out)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + extra, used + extra))
-    outcome = predict_files(predictor, [scans], out)
-    sys.stdout.write(f"{sorted(path.name for path in outcome.written)}\n{outcome.failures}\n")
+    predict_files(predictor, [scans], out)
 
 
-def test_too_little_memory_fails_the_large_case_and_not_the_others(trained, tmp_path):
+def test_too_little_memory_is_named_before_the_first_case(trained, tmp_path):
     scans = tmp_path / "scans"
     for index in range(2):
         write_volume(scans / f"scan_{index}.nii.gz", tiny_case(index)[0], np.eye(4))
     write_volume(scans / "scan_2.nii.gz", np.zeros((400, 400, 300), np.float32), np.eye(4))
     code = finish(start(_starved, tmp_path / "log", 150 * 2**20, trained.folder, scans, tmp_path / "out"))
-    text = (tmp_path / "log").read_text()
-    assert code == 0, text
-    assert "['scan_0.nii.gz', 'scan_1.nii.gz']" in text
-    assert "Failure(case='scan_2'" in text
-    assert "Traceback" not in text
+    assert re.search(r"the largest case takes about .* can be had by ulimit -v", _only_line(tmp_path / "log", code))
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["scan_0.nii.gz"]
     _require_sound(tmp_path / "out")
 
 

@@ -113,7 +113,7 @@ class TestTheCheckpoint:
         Foreign.__qualname__ = "Foreign"
         torch.save({"state_dict": Foreign()}, stopped / "checkpoints" / "last.ckpt")
         assert not damage(stopped / "checkpoints" / "last.ckpt")
-        with pytest.raises(InputError, match=r"last.ckpt: is no checkpoint of a run \(Weights only load failed"):
+        with pytest.raises(InputError, match=r"last.ckpt: is no checkpoint that segscse wrote \(it names"):
             _resume(dataset, stopped)
 
     def test_whose_folder_became_unwritable_stops_the_run_with_its_name(self, dataset, tmp_path, at_step):

@@ -42,6 +42,7 @@ def test_a_run_does_not_go_on_from_it(name, sound, trained, dataset, tmp_path): 
     folder = tmp_path / "run"
     shutil.copytree(trained.folder, folder)
     shutil.copyfile(file, folder / "checkpoints" / "last.ckpt")
+    (folder / "checkpoints" / "previous.ckpt").unlink()  # what a damaged one gives way to
     model = sha256_of(folder / "model" / "model.safetensors")
     with watched(folder) as seen, pytest.raises(InputError, match=ATTACKS[name].says) as caught:
         train_run(dataset, folder, tiny_config(train={"max_steps": 40}), resume=True)
