@@ -210,7 +210,9 @@ def training_state(folder: Path) -> dict[str, Any]:
     """Return all that a finished run's checkpoint says but for the seconds that it took."""
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     state["clock"] = {k: v for k, v in state["clock"].items() if k not in ("elapsed_s", "validation_s")}
-    state.pop("loops")  # counters of Lightning's
+    # Lightning's counters, which nothing of ours reads: a kill beside a validation moves the epoch by one.
+    for name in ("loops", "epoch"):
+        state.pop(name)
     return state
 
 
