@@ -42,7 +42,8 @@ class Fingerprint:
         label_volumes_ml: smallest and largest volume of each foreground label among the cases that have it.
         channels: one entry per image channel.
         content: digest over the voxels of all images and over the label counts.
-        sided: axes along which two labels are told apart by their side alone, with such a pair; see `find_sided`.
+        sided: axes along which two labels of like size lie always the same way around, with such a pair; see
+            `find_sided`.
     """
 
     cases: tuple[str, ...]
@@ -69,11 +70,13 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
         {label: count * float(np.prod(fact.spacing_mm)) / 1000 for label, count in fact.label_counts.items()}
         for fact in facts
     ]
-    for fact, of_case in zip(facts, volumes_ml, strict=True):
+    for fact in facts:
         for label, count in fact.label_counts.items():
             voxels[label] = voxels.get(label, 0) + count
-            if label and count:
-                volumes.setdefault(label, []).append(of_case[label])
+    for of_case in volumes_ml:
+        for label, volume_ml in of_case.items():
+            if label and volume_ml:
+                volumes.setdefault(label, []).append(volume_ml)
     labels = dict(index.labels)
     if not labels:
         labels = {label: f"label_{label}" for label in voxels} | {0: "background"}

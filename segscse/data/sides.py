@@ -1,4 +1,4 @@
-"""Labels that only their side tells apart, such as a left and a right structure: found by where they lie."""
+"""Labels that lie always the same way around, such as a left and a right structure: found by where they lie."""
 
 from __future__ import annotations
 
