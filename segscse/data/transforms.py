@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,8 +145,20 @@ def preprocess(images: Sequence[Path], label: Path | None, plan: Plan) -> Prepar
 
 
 def _load(files: str | list[str], reader: ImageReader) -> MetaTensor:
-    loader = LoadImaged(["file"], image_only=True, ensure_channel_first=True, expanduser=False)
-    return cast(MetaTensor, loader({"file": files}, reader)["file"])
+    return cast(MetaTensor, _loader()({"file": files}, reader)["file"])
+
+
+@cache
+def _loader() -> LoadImaged:
+    """Return MONAI's loader, without what its own readers, of which none is used, have to say of this machine."""
+    log = logging.getLogger("monai.data")
+    level = log.level
+    with warnings.catch_warnings(action="ignore"):
+        log.setLevel(logging.ERROR)
+        try:
+            return LoadImaged(["file"], image_only=True, ensure_channel_first=True, expanduser=False)
+        finally:
+            log.setLevel(level)
 
 
 def _run(data: dict[str, MetaTensor], source: Volume, plan: Plan) -> Prepared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -85,8 +86,7 @@ class OpenVinoEngine(Engine):
     device = torch.device("cpu")
 
     def __init__(self, model: Any, precision: str) -> None:
-        openvino = require("openvino")
-        core = openvino.Core()
+        core = _openvino_core()
         floats = half_precision(core) if precision in ("half", "int8") else precision
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -138,6 +138,16 @@ def half_precision(core: Any) -> str:
     """Return `bf16` or `fp16` where OpenVINO's CPU device multiplies in it (AMX, AVX512-BF16, Arm), else `fp32`."""
     offered = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return next((name for name in ("bf16", "fp16") if name.upper() in offered), "fp32")
+
+
+@cache
+def _openvino_core() -> Any:
+    """Return the process's one OpenVINO core, which lives to the end.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and unmaps that when another thread lets go of
+    the last core: the next signal, Ctrl-C for one, is then a segmentation fault.
+    """
+    return require("openvino").Core()
 
 
 def installed(engine: str) -> bool:

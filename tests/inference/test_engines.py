@@ -81,6 +81,22 @@ class TestConversion:
             x = torch.randn(batch, 1, *window)
             torch.testing.assert_close(engine(x), network(x).detach(), rtol=1e-3, atol=1e-3)
 
+    def test_a_signal_is_handled_after_another_thread_has_let_go_of_it(self, tmp_path):
+        _openvino()
+        program = tmp_path / "program.py"
+        program.write_text(
+            "import os, signal, threading, torch\n"
+            "from segscse.inference.convert import to_openvino\n"
+            "from segscse.inference.engines import OpenVinoEngine\n"
+            "network = torch.nn.Conv2d(1, 1, 3, padding=1).eval()\n"
+            "held = [OpenVinoEngine(to_openvino(network, 1, (8, 8)), 'fp32')]\n"
+            "thread = threading.Thread(target=held.clear)\n"
+            "thread.start(); thread.join()\n"
+            "signal.signal(signal.SIGINT, lambda *_: os._exit(7))\n"
+            "os.kill(os.getpid(), signal.SIGINT)\n"
+        )
+        assert subprocess.run([sys.executable, program]).returncode == 7
+
     def test_the_norm_is_one_operation_of_openvino(self):
         _openvino()
         kinds = [op.get_type_name() for op in to_openvino(_unet(3, "none"), 1, (8, 8, 8)).get_ordered_ops()]

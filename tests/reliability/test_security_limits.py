@@ -114,7 +114,7 @@ class TestYaml:
         start = time.process_time()
         with pytest.raises(InputError, match=problem) as caught:
             read_yaml(tmp_path / "a.yaml")
-        assert time.process_time() - start < 2
+        assert time.process_time() - start < 60  # the bombs would take hours
         assert "\n" not in str(caught.value)
 
     def test_a_large_file_is_refused(self, tmp_path):
