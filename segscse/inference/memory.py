@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -266,11 +266,6 @@ def _map_bytes(options: Options, members: Sequence[Member], voxels: int) -> list
     """Return the bytes of each map that is asked for beside the labels, drawn in bytes."""
     wanted = [voxels * len(members[0].plan.labels)] if options.probabilities else []
     return wanted + [voxels] * (options.uncertainty * (1 + (len(members) > 1)))
-
-
-def with_estimate(options: Options, found: Estimate) -> Options:
-    """Return the options with the batch size of an estimate."""
-    return replace(options, batch_size=found.batch_size)
 
 
 def window_bytes(member: Member) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -13,13 +12,12 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from segscse import __version__
 from segscse.config import one_line
-from segscse.data.geometry import canonical_grid, spacing_of
 from segscse.data.index import find_inputs
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
@@ -27,34 +25,22 @@ from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted
 from segscse.files import digest, only_writer, remove_leftovers, temporary_path
+from segscse.inference.ahead import ahead
 from segscse.inference.manifest import Manifest, digests, merge_parts
-from segscse.inference.memory import (
-    Estimate,
-    ScanSize,
-    estimate,
-    fit,
-    require_room,
-    scan_size,
-    window_bytes,
-    with_estimate,
-)
+from segscse.inference.memory import window_bytes
 from segscse.inference.outcome import Failure, Outcome, together
 from segscse.inference.predictor import Segmenter
 from segscse.inference.quality import write_quality
+from segscse.inference.room import MAP_BYTES, Room, file_bytes, sizes
 from segscse.inference.segment import Options, Segmentation, segment
-from segscse.limits import require_disk, resident_bytes
+from segscse.limits import require_disk
 from segscse.ranks import ALONE, Group
 from segscse.types import Progress
 
-Item = TypeVar("Item")
 # Progress is counted in thousandths of a case, so that a single large scan moves the bar, too.
 PARTS = 1000
 # What there may be of a case beside its label map, each in a folder of its own.
 MAPS = ("probabilities", "uncertainty", "disagreement")
-# Maps beyond this size are drawn in a file and not in memory.
-MAP_BYTES = 2**28
-# Of so many of the largest files the headers are read to know the memory beforehand.
-HEADERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +105,19 @@ def predict_files(
             return found
 
         cases = group.on_first(begin)
-        a_window = max(window_bytes(member) for member in model.members)
-        scans = _sizes(cases)
+        window = max(window_bytes(member) for member in model.members)
+        room = Room(model, options, memory, several=len(cases) > 1, window=window)
+        scans = sizes(cases)
         warnings = [(name, case_note(other)) for name, other in same_but_case(list(cases))]
-        outcome = Outcome(memory=_largest(model, cases, scans, options, a_window, memory), warnings=warnings)
+        outcome = Outcome(memory=room.largest(scans), warnings=warnings)
         if outcome.memory is not None:
-            for line in _told(model, cases, scans, options, a_window, outcome.memory, out):
+            for line in room.told(scans, outcome.memory, out):
                 if say is not None:
                     say(line)
-            options = with_estimate(options, outcome.memory)
+            options = replace(options, batch_size=outcome.memory.batch_size)
+            room = replace(room, options=options)
         part = group.rank if group.world > 1 else None
-        run = _Run(model, _dealt(cases, group), out, options, form, resume, memory, a_window, outcome, progress, part)
+        run = _Run(model, _dealt(cases, group), out, options, form, resume, room, outcome, progress, part)
         with _stoppable(outcome, out):
             run.all()
         outcomes = group.gather(outcome)
@@ -139,7 +127,7 @@ def predict_files(
 
 def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Sequence[Path]]:
     """Return the cases of this process: of large and small files about as many as any other has."""
-    by_size = sorted(cases, key=lambda name: (-_bytes(cases[name]), name))
+    by_size = sorted(cases, key=lambda name: (-file_bytes(cases[name]), name))
     mine = set(group.share(by_size))
     return {name: files for name, files in cases.items() if name in mine}
 
@@ -147,10 +135,6 @@ def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Se
 def _write_quality(out: Path, cases: Mapping[str, Any]) -> None:
     if cases:
         write_quality(out / "quality.csv", {name: entry.get("quality", {}) for name, entry in cases.items()})
-
-
-def _bytes(files: Sequence[Path]) -> int:
-    return sum(map(_size, files))
 
 
 class _Run:
@@ -164,8 +148,7 @@ class _Run:
         options: Options,
         form: OutputFormat,
         resume: bool,
-        memory: int | None,
-        a_window: int,
+        room: Room,
         outcome: Outcome,
         progress: Progress | None,
         part: int | None,
@@ -176,8 +159,7 @@ class _Run:
         self.options = options
         self.form = form
         self.resume = resume
-        self.memory = memory
-        self.a_window = a_window
+        self.room = room
         self.outcome = outcome
         self.progress = progress
         self.manifest = Manifest(out, _key(model, options, form), part)
@@ -187,7 +169,7 @@ class _Run:
     def all(self) -> None:
         """Take every case through reading, network and writing; leave a manifest of what is whole in any event."""
         overlapped = self.outcome.memory is None or self.outcome.memory.overlapped
-        cases = _ahead(self.read_all()) if overlapped else self.read_all()
+        cases = ahead(self.read_all()) if overlapped else self.read_all()
         writing: Future[None] | None = None
         with ThreadPoolExecutor(1) as writer, closing(cases):
             try:
@@ -230,7 +212,7 @@ class _Run:
                 raise case.error
             source = case.prepared[0].source
             self.outcome.warnings += [(str(source.path or case.name), note) for note in source.notes]
-            self._check_memory(case)
+            self.room.check(source)
             made = segment(
                 self.model.members,
                 case.prepared,
@@ -264,16 +246,6 @@ class _Run:
         finally:
             _remove(scratch)
 
-    def _check_memory(self, case: _Case) -> None:
-        """Refuse a case that does not fit: its header may not have told, or it is not among the largest files."""
-        if self.memory is None:
-            return
-        source = case.prepared[0].source
-        shape, affine = canonical_grid(source.array.shape, source.affine)
-        itemsize = 2 * source.array.dtype.itemsize * prod(source.array.shape[3:])
-        scan = ScanSize(shape, spacing_of(affine), itemsize)
-        _fitted(self.model, scan, self.options, self.a_window, self.memory, several=len(self.cases) > 1)
-
     def _failed(self, case: str, error: Exception) -> None:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         self.outcome.failures.append(Failure(case, reason))
@@ -295,63 +267,6 @@ def _key(model: Segmenter, options: Options, form: OutputFormat) -> str:
     return digest([[member.identity for member in model.members], settings, form, __version__])
 
 
-def _sizes(cases: Mapping[str, Sequence[Path]]) -> list[ScanSize]:
-    """Return the sizes of the cases with the largest files, as far as their headers tell."""
-    by_size = sorted(cases.values(), key=lambda files: -_bytes(files))
-    return [scan for files in by_size[:HEADERS] if (scan := scan_size(files)) is not None]
-
-
-def _largest(
-    model: Segmenter,
-    cases: Mapping[str, Sequence[Path]],
-    scans: Sequence[ScanSize],
-    options: Options,
-    a_window: int,
-    limit: int | None,
-) -> Estimate | None:
-    """Return the estimate of the case that takes most."""
-    found = [_fitted(model, scan, options, a_window, limit, several=len(cases) > 1) for scan in scans]
-    return max(found, key=lambda item: (not item.overlapped, -item.batch_size, item.total), default=None)
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:  # reading it will say why
-        return 0
-
-
-def _told(
-    model: Segmenter,
-    cases: Mapping[str, Sequence[Path]],
-    scans: Sequence[ScanSize],
-    options: Options,
-    a_window: int,
-    found: Estimate,
-    out: Path,
-) -> list[str]:
-    """Return what to say about memory and disk beforehand; refuse what cannot fit."""
-
-    def fitting(limit: int) -> Estimate | None:
-        return _largest(model, cases, scans, options, a_window, limit)
-
-    warnings = require_room(found, scans, model.members, options, out, scratch_from=MAP_BYTES, fitting=fitting)
-    return [f"memory: at most about {found}", *(f"warning: {text}" for text in warnings)]
-
-
-def _fitted(
-    model: Segmenter, scan: ScanSize, options: Options, a_window: int, limit: int | None, *, several: bool
-) -> Estimate:
-    program = resident_bytes()
-
-    def make(batch_size: int, overlapped: bool) -> Estimate:
-        chosen = replace(options, batch_size=batch_size)
-        return estimate(scan, model.members, chosen, program=program, a_window=a_window, overlapped=overlapped)
-
-    batch = options.batch_size or max(member.plan.batch_size for member in model.members)
-    return fit(make, batch, limit, several=several)
-
-
 def _light(prepared: Prepared) -> Prepared:
     """Return a prepared case without the scan's voxels, of which nothing but the grid is needed any more."""
     source = prepared.source
@@ -370,39 +285,6 @@ def _map_of_bytes(out: Path, scratch: list[Path], name: str, shape: tuple[int, .
 def _remove(scratch: Sequence[Path]) -> None:
     for path in scratch:
         path.unlink(missing_ok=True)
-
-
-def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """Yield what an iterator yields, of which a thread works out one item ahead."""
-    ready: queue.Queue[Any] = queue.Queue()
-    slots = threading.Semaphore(1)
-    end = object()
-    stopped = threading.Event()
-
-    def work() -> None:
-        try:
-            while slots.acquire() and not stopped.is_set():
-                ready.put(next(items, end))
-        except BaseException as error:
-            ready.put(_Raised(error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not end:
-            if isinstance(item, _Raised):
-                raise item.error
-            slots.release()
-            yield item
-    finally:
-        stopped.set()
-        slots.release()
-        thread.join()
-
-
-@dataclass(frozen=True, slots=True)
-class _Raised:
-    error: BaseException
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from segscse.inference.memory import (
     parse_bytes,
     scan_size,
     window_bytes,
-    with_estimate,
 )
 from segscse.inference.predictor import Predictor
 from segscse.inference.segment import Options
@@ -139,7 +138,6 @@ class TestFit:
     def test_gives_up_batch_before_overlap(self, limit, batch, overlapped):
         found = fit(self._make, 8, limit, several=True)
         assert (found.batch_size, found.overlapped) == (batch, overlapped)
-        assert with_estimate(Options(uncertainty=True), found) == Options(uncertainty=True, batch_size=batch)
 
     def test_a_single_case_overlaps_with_none(self):
         assert not fit(self._make, 2, None, several=False).overlapped

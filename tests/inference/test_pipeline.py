@@ -18,7 +18,7 @@ from segscse.data.io import read_image, read_labels
 from segscse.data.output import write_labels
 from segscse.errors import InputError, Interrupted
 from segscse.files import sha256_of
-from segscse.inference import pipeline
+from segscse.inference import pipeline, room
 from segscse.inference.engines import TorchEngine
 from segscse.inference.manifest import folder_digest
 from segscse.inference.model_folder import load_model, save_model
@@ -332,14 +332,14 @@ class TestMemory:
         model = _predictor(tiny_plan(batch_size=1))
         needed = predict_files(model, [scans], out).memory
         assert needed.overlapped
-        monkeypatch.setattr(pipeline, "resident_bytes", lambda: needed.program)
+        monkeypatch.setattr(room, "resident_bytes", lambda: needed.program)
         alone = needed.total - needed.reading - needed.image - needed.labels
         tight = predict_files(model, [scans], out, memory=alone + needed.reading // 2)
         assert not tight.memory.overlapped
         assert len(tight.written) == 3
 
     def test_a_case_whose_header_did_not_tell_is_refused_alone(self, tmp_path, scans, out, monkeypatch):
-        monkeypatch.setattr(pipeline, "scan_size", lambda files: None)
+        monkeypatch.setattr(room, "scan_size", lambda files: None)
         outcome = predict_files(_predictor(), [scans], out, memory=10**7)
         assert outcome.memory is None
         assert len(outcome.failures) == 3
