@@ -26,6 +26,7 @@ from segscse.evaluation.tables import load_table
 from segscse.files import read_json, write_json, write_text
 from segscse.nets.build import check_attention
 from segscse.nets.unet import POSITIONS
+from segscse.ranks import ALONE, Group
 from segscse.training.footprint import Footprint, measure_footprint
 from segscse.training.run import Run
 from segscse.types import Progress
@@ -33,6 +34,7 @@ from segscse.types import Progress
 VARIANTS = ("none", "se", "scse", "eca")
 FOLDS = (0, 1, 2)
 SEEDS = 1
+OUTCOME = "outcome.json"  # in the folder of a finished run
 _RECORDED = ("versions", "device", "precision", "threads")
 
 
@@ -89,6 +91,15 @@ class _Study:
         """Return the folder of a run."""
         return self.folder / variant / f"seed{seed}_fold{fold}"
 
+    def finished(self, variant: str, seed: int, fold: int) -> bool:
+        """Return whether a run is trained, validated and recorded."""
+        return (self.run_folder(variant, seed, fold) / OUTCOME).is_file()
+
+    def whole_rounds(self) -> int:
+        """Return how many rounds, from the first, all variants have finished."""
+        unfinished = [run for run in self.runs if not self.finished(*run)]
+        return self.rounds.index(unfinished[0][1:]) if unfinished else len(self.rounds)
+
 
 def ablate(
     dataset: str | Path,
@@ -104,11 +115,12 @@ def ablate(
     resume: bool = False,
     console: Console | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> Ablation:
     """Train variants of the attention on the same folds with the same seeds, and compare them with the first.
 
-    One run follows the other, every variant's first fold before any variant's second, and all folds of a seed before
-    the next seed; `<out>/ablation.json` and `ablation.md` are written whenever all variants have finished a fold.
+    The order is every variant's first fold before any variant's second, and all folds of a seed before the next seed;
+    `<out>/ablation.json` and `ablation.md` are written whenever all variants have finished a fold.
     `<out>/<variant>/seed<s>_fold<k>` is a run like any other, and `<out>/<variant>/cases.csv` a table for `compare`.
 
     Args:
@@ -126,35 +138,59 @@ def ablate(
         resume: keep the runs in `out` that are finished, go on with the one that was interrupted, then the others.
         console: where progress is shown; nowhere if not given.
         progress: called with the number of validation cases that are segmented in a run, and their total.
+        group: processes among which the runs are dealt out, each trained by one of them; the first compares them all.
 
     Raises:
         InputError: something given cannot be used; then nothing was trained.
         Interrupted: a signal stopped the work; continue it with `resume=True`.
     """
     console = console or Console(stderr=True, quiet=True)
-    saved = _started(Path(out)) if resume else {}
+    given, length = config_of(config), (budget, steps)
+    study, planned, footprints = group.on_first(
+        lambda: _begin(dataset, Path(out), labels, given, length, attention, folds, seeds, resume=resume)
+    )
+    finish = partial(
+        finish_fold, dataset, labels=labels, budget=None, resume=resume, console=console, progress=progress
+    )
+    written = 0
+    for number in group.share(range(1, 1 + len(study.runs))):
+        _finish_run(study, number, planned, finish, console)
+        if group.first and written < (whole := study.whole_rounds()) < len(study.rounds):
+            written = whole
+            _write(study, planned, study.rounds[:whole], footprints)
+    group.barrier()
+    return group.on_first(lambda: _write(study, planned, study.rounds, footprints))
+
+
+def _begin(
+    dataset: str | Path,
+    out: Path,
+    labels: str | Path | None,
+    config: ExperimentConfig,
+    length: tuple[str | None, int | None],
+    attention: Sequence[str] | None,
+    folds: Sequence[int] | None,
+    seeds: int | None,
+    *,
+    resume: bool,
+) -> tuple[_Study, PlannedDataset, dict[str, Footprint]]:
+    """Decide and check an ablation, note its settings, and measure what its variants take; `length`: budget, steps."""
+    saved = _started(out) if resume else {}
     if not resume:
-        refuse_used(Path(out))
+        refuse_used(out)
     study = _Study(
-        Path(out),
+        out,
         tuple(saved.get("attention", VARIANTS) if attention is None else attention),
         tuple(saved.get("folds", FOLDS) if folds is None else folds),
         saved.get("seeds", SEEDS) if seeds is None else seeds,
-        _config(config_of(config), budget, steps, saved, Path(out)),
+        _config(config, *length, saved, out),
     )
     _check_variants(study)
     planned = plan_dataset(dataset, study.config, labels=labels)
     _check_data(study, planned, saved)
     footprints = {name: measure_footprint(planned.plan, study.config_of(name)) for name in study.attention}
     write_json(study.folder / "settings.json", study.settings(planned.fingerprint.content))
-    finish = partial(
-        finish_fold, dataset, labels=labels, budget=None, resume=resume, console=console, progress=progress
-    )
-    for number in range(1, 1 + len(study.runs)):
-        _finish_run(study, number, planned, finish, console)
-        if number % len(study.attention) == 0:
-            ablation = _write(study, planned, study.rounds[: number // len(study.attention)], footprints)
-    return ablation
+    return study, planned, footprints
 
 
 def _finish_run(
@@ -164,7 +200,7 @@ def _finish_run(
     variant, seed, fold = study.runs[number - 1]
     what = f"run {number} of {len(study.runs)}: {variant}, seed {seed}, fold {fold}"
     folder = study.run_folder(variant, seed, fold)
-    if (folder / "outcome.json").is_file():
+    if study.finished(variant, seed, fold):
         console.print(f"{what}, finished before", highlight=False)
         return
     console.print(what, highlight=False)
@@ -280,7 +316,7 @@ def _record(run: Run, planned: PlannedDataset) -> None:
         "inference_s": list(read_json(run.folder / "validation" / "seconds.json").values()),
         **{name: record[name] for name in _RECORDED},
     }
-    write_json(run.folder / "outcome.json", outcome)
+    write_json(run.folder / OUTCOME, outcome)
 
 
 def step_ms(metrics_csv: Path) -> float | None:
@@ -304,8 +340,7 @@ def _write(
 ) -> Ablation:
     """Compare what all variants have finished, and write it."""
     outcomes = {
-        name: [read_json(study.run_folder(name, *round_) / "outcome.json") for round_ in rounds]
-        for name in study.attention
+        name: [read_json(study.run_folder(name, *round_) / OUTCOME) for round_ in rounds] for name in study.attention
     }
     costs = {name: _cost(of, footprints[name]) for name, of in outcomes.items()}
     runs = {

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tiny import tiny_config
 
-from segscse import crossval
+from segscse import ablation, crossval
 from segscse.config import ExperimentConfig
 from segscse.errors import Interrupted
 from segscse.files import write_json
@@ -93,6 +93,20 @@ def predict(group, model, inputs, out):
 
 def cross_validate(group, dataset, out):
     """Cross-validate; the last process dies in the second step of its first fold."""
+    _die_in_second_step(group)
+    config = tiny_config(train={"max_steps": 2, "validations": 1}, data={"folds": 3})
+    crossval.cross_validate(Path(dataset), out=Path(out), config=config, group=group)
+
+
+def ablate(group, dataset, out):
+    """Compare two variants on two folds; the last process dies in the second step of its first run."""
+    _die_in_second_step(group)
+    config = tiny_config(train={"validations": 1}, data={"folds": 3})
+    variants = ["none", "scse"]
+    ablation.ablate(Path(dataset), out=Path(out), attention=variants, folds=[0, 1], steps=2, config=config, group=group)
+
+
+def _die_in_second_step(group):
     step = SegModule.training_step
 
     def dying(self, batch, index):
@@ -101,8 +115,6 @@ def cross_validate(group, dataset, out):
         return step(self, batch, index)
 
     SegModule.training_step = dying
-    config = tiny_config(train={"max_steps": 2, "validations": 1}, data={"folds": 3})
-    crossval.cross_validate(Path(dataset), out=Path(out), config=config, group=group)
 
 
 def _take_notes():

@@ -1,6 +1,7 @@
 """Cases and folds dealt out among real processes: one of them dies, the job is started again, and nothing is lost."""
 
 import shlex
+from itertools import product
 
 import pandas as pd
 import pytest
@@ -115,3 +116,36 @@ class TestCrossValidation:
         assert all(fold["processes"] == 1 for fold in folds)  # no DDP inside
         assert all(list((tmp_path / "cv" / f"fold{fold}" / "tensorboard").glob("events.*")) for fold in range(2))
         assert sorted(pd.read_csv(tmp_path / "cv" / "evaluation" / "cases.csv")["case"].unique()) == CASES
+
+
+class TestAblation:
+    def test_goes_on_after_a_death_and_loses_and_repeats_nothing(self, dataset, tmp_path):  # noqa: F811
+        out = tmp_path / "ablation"
+        ends = finish(start_two(_jobs(), "ablate", dataset, out))
+        assert ends[1][0] == 9, ends
+        assert "process 1 of 2 has vanished" in ends[0][1]
+        done = sorted(path.parent.relative_to(out).as_posix() for path in out.glob("*/*/outcome.json"))
+        assert done == ["none/seed0_fold0", "none/seed0_fold1"]
+        assert not (out / "ablation.json").exists()
+        models = [out / folder / "model" / "model.safetensors" for folder in done]
+        before = [path.stat().st_mtime_ns for path in models]
+        ablation = segscse.ablate(dataset, out=out, resume=True)
+        assert [path.stat().st_mtime_ns for path in models] == before
+        assert [variant.name for variant in ablation.variants] == ["none", "scse"]
+        assert read_json(out / "ablation.json")["rounds"] == [{"seed": 0, "fold": 0}, {"seed": 0, "fold": 1}]
+
+    def test_the_command_deals_out_the_runs(self, dataset, tmp_path):  # noqa: F811
+        config = tmp_path / "config.yaml"
+        short = {"validations": 1, "device": "cpu", "precision": "fp32"}
+        config.write_text(safe_dump({**SETTINGS, "train": short, "data": {**SETTINGS["data"], "folds": 3}}))
+        out = tmp_path / "ablation"
+        settings = ["--attention", "none,scse", "--folds", "0,1", "--steps", "2", "--config", config]
+        ((code, said),) = finish([start("-m", "segscse", "ablate", dataset, "--out", out, *settings, "--devices", "2")])
+        assert code == 0, said
+        assert said.count("ablation.md") == 1
+        table = read_json(out / "ablation.json")
+        assert len(table["rounds"]) == 2
+        for variant, fold in product(["none", "scse"], [0, 1]):
+            run = read_json(out / variant / f"seed0_fold{fold}" / "run.json")
+            assert run["processes"] == 1
+            assert (out / variant / f"seed0_fold{fold}" / "validation" / "cases.csv").is_file()

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from segscse.cli.flags import read_by_label, read_label, read_names, read_numbers, read_tolerance
-from segscse.cli.options import Configs, Labels
+from segscse.cli.options import Configs, Devices, Labels, Nodes
 from segscse.cli.terminal import make_console, say, say_scores, say_warnings, show_bar
 from segscse.config import ExperimentConfig, FlatConfig
 from segscse.errors import InputError
+from segscse.launch import require_processes
+from segscse.ranks import joined
 
 
 def evaluate(
@@ -123,6 +125,8 @@ def ablate(
     out: Path | None = None,
     resume: bool = False,
     labels: Labels = None,
+    devices: Devices = None,
+    nodes: Nodes = None,
     config: Configs = None,
     experiment: FlatConfig = ExperimentConfig(),  # noqa: B008, frozen
 ) -> None:
@@ -139,13 +143,18 @@ def ablate(
         out: Folder for everything. Default: runs/<data set>_<2d|3d>_ablation.
         resume: Continue the ablation in --out: no finished run is repeated; folds and seeds may be added.
         labels: Folder of label maps that pair with the images by name.
+        devices: Processes on this machine, one a GPU or a part of the cores, that share the trainings. Under torchrun
+            or srun it is what those started.
+        nodes: Machines; each runs this command under torchrun or srun.
         config: YAML files of settings, merged in order; flags win over them.
         experiment: Settings of the experiment.
     """
+    ranks = require_processes(devices, nodes)
     from segscse.ablation import ablate as run_ablation
 
     name = dataset.resolve().name.removesuffix(".csv")
-    with show_bar(make_console(), "validating") as progress:
+    console = make_console(quiet=ranks.rank > 0)
+    with joined(ranks) as group, show_bar(console, "validating") as progress:
         ablation = run_ablation(
             dataset,
             out=out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_ablation",
@@ -157,8 +166,10 @@ def ablate(
             labels=labels,
             config=experiment,
             resume=resume,
-            console=make_console(),
+            console=console,
             progress=progress,
+            group=group,
         )
-    say(str(ablation))
-    say(f"ablation: {ablation.folder / 'ablation.md'}")
+    if group.first:
+        say(str(ablation))
+        say(f"ablation: {ablation.folder / 'ablation.md'}")
