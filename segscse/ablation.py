@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from segscse.nets.build import check_attention
 from segscse.nets.unet import POSITIONS
 from segscse.ranks import ALONE, Group
 from segscse.training.footprint import Footprint, measure_footprint
+from segscse.training.log import FILE, read_log
 from segscse.training.run import Run
 from segscse.types import Progress
 
@@ -312,7 +312,7 @@ def _record(run: Run, planned: PlannedDataset) -> None:
     record = read_json(run.folder / "run.json")
     outcome = {
         "steps": run.steps,
-        "step_ms": step_ms(run.folder / "metrics.csv"),
+        "step_ms": step_ms(run.folder / FILE),
         "inference_s": list(read_json(run.folder / "validation" / "seconds.json").values()),
         **{name: record[name] for name in _RECORDED},
     }
@@ -324,10 +324,13 @@ def step_ms(metrics_csv: Path) -> float | None:
 
     None where there is no such stretch, in a run of fewer than 20 steps.
     """
-    with metrics_csv.open(newline="") as stream:
-        rows = [(int(row["step"]), float(row["seconds"]), bool(row["val_dice"])) for row in csv.DictReader(stream)]
+    rows = [
+        (float(row["step"]), float(row["seconds"]), bool(row["val_dice"]))
+        for row in read_log(metrics_csv, ("step", "seconds", "val_dice"))
+        if row["step"] and row["seconds"]
+    ]
     times = []
-    before = (0, 0.0)
+    before = (0.0, 0.0)
     for step, seconds, validated in rows:
         if step > before[0] and not validated:
             times.append(1000 * (seconds - before[1]) / (step - before[0]))

@@ -149,7 +149,12 @@ def _validated(folder: Path) -> list[str]:
 def _steps(folder: Path) -> int | None:
     """Return the steps of the model that a fold has, or None without a model."""
     model = folder / "model" / "model.json"
-    return read_json(model)["provenance"]["step"] if model.is_file() else None
+    if not model.is_file():
+        return None
+    try:
+        return read_json(model)["provenance"]["step"]
+    except (KeyError, TypeError) as error:
+        raise InputError("does not say its model's steps", file=model, remedy="Remove the fold's folder") from error
 
 
 def _prediction(folder: Path, case: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import resource
 import shutil
 import sys
@@ -243,3 +244,10 @@ def _number(file: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory could not be had; torch's are of no type of their own on a CPU."""
+    if isinstance(error, RuntimeError):
+        return re.search("(can't|cannot) allocate memory|out of memory", str(error), re.IGNORECASE) is not None
+    return isinstance(error, MemoryError)

@@ -18,6 +18,7 @@ from segscse.evaluation.metrics import Metric, metric_of
 from segscse.evaluation.scene import label_colour
 from segscse.evaluation.statistics import describe
 from segscse.evaluation.tables import load_table
+from segscse.training.log import FILE, read_log
 
 if TYPE_CHECKING:
     from segscse.training.run import Run
@@ -153,16 +154,10 @@ def _draw_scores(ax: Axes, log: pd.DataFrame, names: dict[str, str]) -> None:
 
 
 def _read_log(folder: Path) -> pd.DataFrame:
-    file = folder / "metrics.csv"
-    try:
-        log = pd.read_csv(file)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=file, remedy="Give the folder of a run") from error
-    except ValueError as error:  # includes pandas' errors of parsing
-        raise InputError(f"is not the log of a run ({' '.join(str(error).split())})", file=file) from error
-    if not {"step", "lr", "train_loss"} <= set(log):
-        raise InputError("is not the log of a run", file=file, remedy="Give the folder of a run")
-    return log
+    needed = ("step", "lr", "train_loss")
+    rows = read_log(folder / FILE, needed)
+    columns = list(rows[0]) if rows else needed
+    return pd.DataFrame({name: [float(row[name] or "nan") for row in rows] for name in columns})
 
 
 def _label_names(folder: Path) -> dict[str, str]:

@@ -326,6 +326,11 @@ class TestUsage:
         line = _refused(capsys, "check", dataset, code=1)
         assert "internal error: ZeroDivisionError: division by zero (see --debug)" in line
 
+    def test_memory_that_runs_out_is_named(self, dataset, capsys, monkeypatch):
+        monkeypatch.setattr("segscse.data.examine.examine_dataset", lambda *_, **__: bytearray(2**62))
+        line = _refused(capsys, "check", dataset)
+        assert line.startswith("segscse: memory ran out (MemoryError). Free memory or do less at once")
+
     def test_ctrl_c_outside_of_training_is_130(self, dataset, capsys, monkeypatch):
         def interrupted(*arguments, **options):
             os.kill(os.getpid(), signal.SIGINT)

@@ -57,6 +57,14 @@ def test_a_lost_prediction_is_made_again(dataset, config, tmp_path):  # noqa: F8
     assert again["overall"]["mean_dice"] == whole["overall"]["mean_dice"]
 
 
+@pytest.mark.parametrize("content", [[], {}, {"provenance": 3}, {"provenance": {}}])
+def test_a_model_that_does_not_say_its_steps_is_named(dataset, config, tmp_path, content):  # noqa: F811
+    segscse.cross_validate(dataset, out=tmp_path / "cv", config=config)
+    write_json(tmp_path / "cv" / "fold1" / "model" / "model.json", content)
+    with pytest.raises(InputError, match=r"fold1/model/model\.json: does not say its model's steps"):
+        segscse.cross_validate(dataset, out=tmp_path / "cv", config=config, resume=True)
+
+
 def test_intervals_are_drawn_over_subjects_where_cases_share_them(config, tmp_path):
     data = write_dataset(tmp_path / "data")
     described = read_json(data / "dataset.json")

@@ -2,7 +2,9 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from segscse import limits
 from segscse.errors import InputError
@@ -103,6 +105,24 @@ class TestMemory:
     def test_without_proc_is_all_that_the_machine_has(self, tmp_path):
         found = limits.memory(tmp_path, tmp_path)
         assert found.available == found.total > 0
+
+
+class TestLackOfMemory:
+    @pytest.mark.parametrize(
+        "take",
+        [lambda: bytearray(2**62), lambda: np.empty(2**50), lambda: torch.empty(2**50)],
+        ids=["py", "np", "torch"],
+    )
+    def test_is_recognised(self, take):
+        with pytest.raises((MemoryError, RuntimeError)) as caught:
+            take()
+        assert limits.is_lack_of_memory(caught.value)
+
+    @pytest.mark.parametrize("work", [lambda: torch.ones(2) @ torch.ones(3), lambda: [][0], lambda: np.ones(2) @ [1]])
+    def test_is_not_seen_in_other_errors(self, work):
+        with pytest.raises((RuntimeError, LookupError, ValueError)) as caught:
+            work()
+        assert not limits.is_lack_of_memory(caught.value)
 
 
 class TestCores:

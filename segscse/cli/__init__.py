@@ -16,8 +16,9 @@ from segscse.cli.machine import blocks, doctor
 from segscse.cli.models import demo, export, predict, train
 from segscse.cli.scores import ablate, compare, evaluate
 from segscse.config import load_config, one_line, read_yaml
-from segscse.errors import Interrupted, SegscseError
+from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.launch import ManyProcesses, launch
+from segscse.limits import is_lack_of_memory
 from segscse.ranks import OtherRankError, read_ranks
 
 
@@ -49,6 +50,11 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if is_lack_of_memory(error):
+            reason = one_line(error)[:160] or type(error).__name__
+            remedy = "Free memory or do less at once; for a training `segscse doctor` says what fits"
+            _say_error(InputError(f"memory ran out ({reason})", remedy=remedy))
+            return 2
         sys.stderr.write(f"segscse: internal error: {type(error).__name__}: {one_line(error)} (see --debug)\n")
         return 1
     return int(code or 0)

@@ -18,7 +18,7 @@ from segscse.evaluation.report import render_report
 from segscse.evaluation.room import require_room
 from segscse.evaluation.scores import evaluate, summarise
 from segscse.evaluation.statistics import describe
-from segscse.files import write_json, write_text
+from segscse.files import only_writer, write_json, write_text
 from segscse.types import Progress
 
 
@@ -71,36 +71,38 @@ def evaluate_folders(
         viewer: embed a viewer and the worst, median and best case in the report.
 
     Raises:
-        InputError: as `evaluate`; nothing is written then, because a mean over part of the cases misleads.
+        InputError: as `evaluate`, and nothing is written then, because a mean over part of the cases misleads; or
+            another process writes into `out_dir`.
     """
     _require_folders(pred_dir, ref_dir, probabilities_dir)
-    images = {} if images_dir is None else cases_of(images_dir)
-    pairs = pair_cases(pred_dir, ref_dir, missing, probabilities_dir)
-    at_a_time = workers or min(4, os.cpu_count() or 1)
-    if (warning := require_room(pairs, out_dir, at_a_time)) is not None:
-        logging.getLogger(__name__).warning(warning)
-    table = evaluate(
-        pred_dir,
-        ref_dir,
-        labels,
-        nsd_tolerance_mm=nsd_tolerance_mm,
-        names=names,
-        missing=missing,
-        probabilities=probabilities_dir,
-        workers=workers,
-        progress=progress,
-    )
-    known = subjects_of(table, subjects)
-    if known is not None:
-        table.insert(1, "subject", table["case"].astype(str).map(known))
-    return write_evaluation(
-        table,
-        out_dir,
-        pairs=pair_cases(pred_dir, ref_dir, missing),
-        images=images,
-        provenance=provenance,
-        viewer=viewer,
-    )
+    with only_writer(out_dir):
+        images = {} if images_dir is None else cases_of(images_dir)
+        pairs = pair_cases(pred_dir, ref_dir, missing, probabilities_dir)
+        at_a_time = workers or min(4, os.cpu_count() or 1)
+        if (warning := require_room(pairs, out_dir, at_a_time)) is not None:
+            logging.getLogger(__name__).warning(warning)
+        table = evaluate(
+            pred_dir,
+            ref_dir,
+            labels,
+            nsd_tolerance_mm=nsd_tolerance_mm,
+            names=names,
+            missing=missing,
+            probabilities=probabilities_dir,
+            workers=workers,
+            progress=progress,
+        )
+        known = subjects_of(table, subjects)
+        if known is not None:
+            table.insert(1, "subject", table["case"].astype(str).map(known))
+        return write_evaluation(
+            table,
+            out_dir,
+            pairs=pair_cases(pred_dir, ref_dir, missing),
+            images=images,
+            provenance=provenance,
+            viewer=viewer,
+        )
 
 
 def write_evaluation(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,11 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from segscse.errors import InputError, Interrupted, SegscseError
-from segscse.files import write_text
 from segscse.ranks import ALONE, Group
 from segscse.training.averaging import EmaWeights
 from segscse.training.checkpoints import BEST, FOLDER, LAST
 from segscse.training.clock import RunClock
+from segscse.training.log import MetricsTable
 from segscse.training.module import SegModule
 from segscse.training.random_states import random_states, restore_random_states
 from segscse.training.signals import StopRequest, stop_on_signals
@@ -30,39 +28,6 @@ LOG_EVERY = 20
 # What a checkpoint says of the keeper, see `RunKeeper.state_dict`.
 KEPT = ("best", "dice", "waited", "rows", "losses", "random")
 SaveModel = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
-
-
-class MetricsTable:
-    """`metrics.csv`: one row per logged step or validation; rewritten whole, so it is never half a row.
-
-    Args:
-        path: the file.
-        columns: names, in order; values not given stay empty.
-        writes: whether this process writes the file.
-    """
-
-    def __init__(self, path: Path, columns: list[str], *, writes: bool = True) -> None:
-        self.path = path
-        self.writes = writes
-        self.columns = columns
-        self.rows: list[dict[str, Any]] = []
-
-    def continue_from(self, rows: int) -> None:
-        """Read the rows of an interrupted run that were there when the checkpoint was made that it continues from."""
-        if self.path.is_file():
-            with self.path.open(newline="") as stream:
-                self.rows = list(csv.DictReader(stream))[:rows]
-
-    def add(self, **values: Any) -> None:
-        """Add a row and write the file."""
-        self.rows.append(values)
-        if not self.writes:
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
 
 
 class RunKeeper(Callback):

@@ -52,11 +52,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         try:
             return torch.load(path, map_location=map_location, weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(
-                f"is no checkpoint of a run ({' '.join(str(error).split())[:120]})",
-                file=path,
-                remedy="Start the run again in another folder",
-            ) from error
+            raise _no_checkpoint(Path(path), error) from error
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -89,3 +85,23 @@ def damage(path: Path) -> str:
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         return f"is damaged ({error})"
     return f"is damaged (wrong checksum of {bad})" if bad else ""
+
+
+def step_of(path: Path) -> int:
+    """Return the number of optimiser steps that a checkpoint was made after; its tensors are not read.
+
+    Raises:
+        InputError: it does not say.
+    """
+    try:
+        return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _no_checkpoint(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"is no checkpoint of a run ({' '.join(str(error).split())[:120]})",
+        file=path,
+        remedy="Start the run again in another folder",
+    )

@@ -45,7 +45,7 @@ class LoggerKind:
 
     Attributes:
         modules: what has to be installed, by the names that are imported.
-        open: makes the logger from the run folder and the run's id in an earlier session, or None.
+        open: makes the logger from the run folder and, of a resumed run, its id in the earlier session and the step.
         run_id: the id under which to go on after --resume.
         picture: gives it an RGB image `(H, W, 3)`, uint8, with a name and a step.
         settings: gives it the configuration, nested.
@@ -54,7 +54,7 @@ class LoggerKind:
     """
 
     modules: tuple[str, ...]
-    open: Callable[[Path, str | None], Logger]
+    open: Callable[[Path, str | None, int | None], Logger]
     run_id: Callable[[Any], str | None]
     picture: Callable[[Any, str, np.ndarray, int], None]
     settings: Callable[[Any, dict[str, Any]], None] = lambda logger, values: logger.log_hyperparams(values)
@@ -142,13 +142,16 @@ def check_loggers(names: Sequence[str]) -> None:
             raise InputError(problem, remedy=remedy)
 
 
-def open_loggers(config: ExperimentConfig, folder: Path, warn: Callable[[str], None]) -> list[GuardedLogger]:
+def open_loggers(
+    config: ExperimentConfig, folder: Path, warn: Callable[[str], None], step: int | None = None
+) -> list[GuardedLogger]:
     """Open the run's loggers and give them the settings; for the first of several processes.
 
     Args:
         config: names the loggers, and is what they are given.
         folder: the run folder; its `loggers.json` says under which ids a run goes on.
         warn: shows a line to the user.
+        step: the one that a resumed run goes on from; TensorBoard then hides what was logged after it.
 
     Raises:
         InputError: a logger cannot be opened.
@@ -167,7 +170,7 @@ def open_loggers(config: ExperimentConfig, folder: Path, warn: Callable[[str], N
     for name in config.train.loggers:
         known = record.get(name, {}).get("id")
         try:
-            inner = LOGGERS[name].open(folder, known)
+            inner = LOGGERS[name].open(folder, known, step)
             run_id = LOGGERS[name].run_id(inner)
             if name not in record:  # MLflow does not let settings change, and a resumed run only gets longer
                 LOGGERS[name].settings(inner, to_builtin(asdict(config)))
@@ -181,8 +184,10 @@ def open_loggers(config: ExperimentConfig, folder: Path, warn: Callable[[str], N
     return loggers
 
 
-def _open_tensorboard(folder: Path, run_id: str | None) -> TensorBoardLogger:
-    return TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+def _open_tensorboard(folder: Path, run_id: str | None, step: int | None) -> TensorBoardLogger:
+    # Steps that were made after the checkpoint are made again.
+    purge = None if step is None else step + 1
+    return TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False, purge_step=purge)
 
 
 def _tensorboard_picture(logger: TensorBoardLogger, name: str, picture: np.ndarray, step: int) -> None:
@@ -199,7 +204,7 @@ def _tensorboard_histogram(logger: TensorBoardLogger, name: str, values: np.ndar
     logger.experiment.add_histogram(name, values, step)
 
 
-def _open_mlflow(folder: Path, run_id: str | None) -> MLFlowLogger:
+def _open_mlflow(folder: Path, run_id: str | None, step: int | None) -> MLFlowLogger:
     store = (folder / "mlflow").resolve()
     elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
     if not elsewhere:
@@ -218,7 +223,7 @@ def _mlflow_picture(logger: MLFlowLogger, name: str, picture: np.ndarray, step: 
     logger.experiment.log_image(logger.run_id, picture, key=key, step=step)
 
 
-def _open_wandb(folder: Path, run_id: str | None) -> WandbLogger:
+def _open_wandb(folder: Path, run_id: str | None, step: int | None) -> WandbLogger:
     import wandb
 
     run = wandb.init(

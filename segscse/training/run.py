@@ -37,11 +37,12 @@ from segscse.nets.build import build_unet, network_arguments
 from segscse.nets.dims import network_to_channels_last
 from segscse.ranks import ALONE, Group, deal_by_size
 from segscse.training.averaging import EmaWeights
-from segscse.training.callbacks import MetricsTable, RunKeeper, RunProgress
-from segscse.training.checkpoints import WholeCheckpoints
+from segscse.training.callbacks import RunKeeper, RunProgress
+from segscse.training.checkpoints import WholeCheckpoints, step_of
 from segscse.training.clock import RunClock
 from segscse.training.ddp import ddp_strategy
 from segscse.training.display import run_html
+from segscse.training.log import FILE, MetricsTable
 from segscse.training.loggers import GuardedLogger, open_loggers
 from segscse.training.module import SegModule
 from segscse.training.setup import RunRequest, RunSetup, counted, set_up, warn
@@ -154,7 +155,10 @@ def _fit(setup: RunSetup, console: Console, group: Group) -> RunKeeper:
     keeper = _keeper(setup, clock, arguments, ema, group)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
     callbacks = [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
-    loggers = open_loggers(config, folder, lambda line: warn(console, line)) if group.first else []
+    loggers: list[GuardedLogger] = []
+    if group.first:
+        step = None if setup.checkpoint is None else step_of(setup.checkpoint)
+        loggers = open_loggers(config, folder, lambda line: warn(console, line), step)
     trainer = _trainer(setup, callbacks, loggers, group)
     module = SegModule(network, plan, config.optim, clock, group)
     try:
@@ -193,7 +197,7 @@ def _keeper(
     return RunKeeper(
         folder,
         clock,
-        MetricsTable(folder / "metrics.csv", columns, writes=group.first),
+        MetricsTable(folder / FILE, columns, writes=group.first),
         StopRequest(),
         save,
         ema=ema,

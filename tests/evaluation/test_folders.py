@@ -9,6 +9,7 @@ from segscse.errors import InputError
 from segscse.evaluation.columns import CONVENTION, diagonals_beside
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
+from segscse.files import only_writer
 
 
 def test_evaluate_folders_writes_four_files(folders, tmp_path):
@@ -38,5 +39,11 @@ def test_evaluate_folders_writes_four_files(folders, tmp_path):
 def test_nothing_is_written_when_a_case_is_bad(folders, tmp_path):
     (folders[0] / "b.nii.gz").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"b\.nii\.gz"):
+        evaluate_folders(*folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_process_at_a_time_writes_into_a_folder(folders, tmp_path):
+    with only_writer(tmp_path / "out"), pytest.raises(InputError, match="another process is writing into it"):
         evaluate_folders(*folders, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,43 +1,11 @@
-import csv
-
 import pytest
 from rich.console import Console
 
 from segscse.errors import InputError
-from segscse.training.callbacks import KEPT, MetricsTable, RunKeeper, RunProgress, format_seconds
+from segscse.training.callbacks import KEPT, RunKeeper, RunProgress, format_seconds
 from segscse.training.clock import RunClock
+from segscse.training.log import MetricsTable
 from segscse.training.signals import StopRequest
-
-
-def _rows(path):
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-class TestMetricsTable:
-    def test_rows_have_every_column_and_empty_cells_where_nothing_was_given(self, tmp_path):
-        table = MetricsTable(tmp_path / "metrics.csv", ["step", "loss", "dice"])
-        table.add(step=1, loss=0.5)
-        table.add(step=2, dice=0.25)
-        assert (tmp_path / "metrics.csv").read_text() == "step,loss,dice\n1,0.5,\n2,,0.25\n"
-
-    def test_it_continues_from_the_rows_that_a_checkpoint_counted_and_drops_what_came_after(self, tmp_path):
-        first = MetricsTable(tmp_path / "metrics.csv", ["step", "loss"])
-        for step in (5, 10, 15):
-            first.add(step=step, loss=step / 10)
-        second = MetricsTable(tmp_path / "metrics.csv", ["step", "loss"])
-        second.continue_from(2)
-        second.add(step=12, loss=9.0)
-        assert [row["step"] for row in _rows(tmp_path / "metrics.csv")] == ["5", "10", "12"]
-
-    def test_without_a_file_it_starts_empty(self, tmp_path):
-        table = MetricsTable(tmp_path / "metrics.csv", ["step"])
-        table.continue_from(10)
-        assert table.rows == []
-
-    def test_an_unknown_column_is_a_defect(self, tmp_path):
-        with pytest.raises(ValueError, match="other"):
-            MetricsTable(tmp_path / "metrics.csv", ["step"]).add(step=1, other=2)
 
 
 @pytest.mark.parametrize(

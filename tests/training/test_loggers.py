@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_config
 
 from segscse.config import TrainConfig, load_config, read_yaml, save_config
@@ -75,7 +76,7 @@ def broken(monkeypatch):
     def make(good):
         logger = Broken(good)
         kind = module.LoggerKind(
-            ("json",), lambda folder, run_id: logger, lambda _: "1", lambda inner, *rest: inner._use(rest)
+            ("json",), lambda folder, run_id, step: logger, lambda _: "1", lambda inner, *rest: inner._use(rest)
         )
         monkeypatch.setitem(LOGGERS, "mlflow", kind)
         return logger
@@ -123,8 +124,6 @@ def test_without_loggers_a_run_has_its_table_alone(dataset, tmp_path):
 
 
 def test_tensorboard_has_the_settings(dataset, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     run = train_run(dataset, tmp_path / "run", _config("tensorboard"))
     board = EventAccumulator(str(run.folder / "tensorboard"))
     board.Reload()
@@ -351,3 +350,13 @@ def test_a_picture_and_a_histogram_reach_a_logger_that_has_them(tmp_path):
         guard.finalize("success")
     assert guard.working
     assert (guard.name, guard.version) == ("tensorboard", None)
+
+
+def test_tensorboard_shows_a_step_once_that_was_made_again_after_a_kill(tmp_path):
+    for first, step in ((1, None), (3, 2)):  # killed after step 4, with a checkpoint of step 2
+        (guard,) = open_loggers(_config("tensorboard"), tmp_path, pytest.fail, step)
+        for number in range(first, 5):
+            guard.log_metrics({"loss": 10.0 * first + number}, number)
+        guard.finalize("success")
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in shown] == [(1, 11.0), (2, 12.0), (3, 33.0), (4, 34.0)]
