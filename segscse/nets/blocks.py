@@ -10,6 +10,7 @@ from torch import nn
 
 from segscse.attention import AttentionBlock
 from segscse.kernels.parts import recalibrate, runs_here, watched
+from segscse.kernels.single import convolve
 from segscse.nets.dims import as_tuple, conv
 from segscse.nets.norm import InstanceNorm
 
@@ -62,7 +63,7 @@ class ConvNormAct(nn.Sequential):
         block's gate is of another form.
         """
         norm, act = self.norm, self.act
-        x = self[0](x)
+        x = convolve(self[0], x)
         gate = None if attention is None else attention.parts()
         fits = attention is None or gate is not None
         if fits and runs_here(x) and not watched(norm, act, attention):

@@ -11,6 +11,7 @@ from torch import nn
 
 from segscse.attention import ATTENTION, AttentionBlock, build_attention, check_placement
 from segscse.errors import InputError, choose
+from segscse.kernels.single import upsample
 from segscse.nets.blocks import BLOCKS, LEAK
 from segscse.nets.dims import as_tuple, check_spatial_dims, conv, conv_transpose
 
@@ -108,7 +109,7 @@ class UNet(nn.Module):
             maps.append(x)
         logits = []
         for i in reversed(range(len(self.decoder))):
-            x = self.decoder[i](torch.cat([self.skip[i](maps[i]), self.up[i](x)], dim=1))
+            x = self.decoder[i](torch.cat([self.skip[i](maps[i]), upsample(self.up[i], x)], dim=1))
             if i < len(self.heads) and (i == 0 or self.training):
                 logits.append(self.heads[i](x))
         if not len(self.decoder):
@@ -153,6 +154,8 @@ def _build_gate(spec: AttentionSpec, channels: int, spatial_dims: int) -> Attent
 
 def _initialise(module: nn.Module) -> None:
     """He initialisation for the leaky ReLU (arXiv 1502.01852); attention blocks keep their own."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return  # without memory there is nothing to set, and torch would import its compiler for it
     for child in module.children():
         if isinstance(child, AttentionBlock):
             continue

@@ -388,11 +388,12 @@ def test_an_error_of_ours_while_reading_reaches_the_caller(scans, out):
         predict_files(model, [scans], out)
 
 
-def test_predicting_imports_neither_monai_nor_lightning(trained, scans, out):
+def test_predicting_imports_neither_monai_nor_lightning_nor_torchs_compiler(trained, scans, out):
     code = (
-        "import sys; from segscse.cli import run;"
+        "import sys; HEAVY = ('monai', 'pytorch_lightning', 'pandas', 'matplotlib', 'torch._dynamo');"
+        "from segscse.cli import run;"
         f"code = run(['predict', {str(trained.folder)!r}, {str(scans)!r}, '--out', {str(out)!r}, '--device', 'cpu']);"
-        "print(code, [name for name in ('monai', 'pytorch_lightning', 'pandas', 'matplotlib') if name in sys.modules])"
+        "print(code, [name for name in HEAVY if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.splitlines()[-1] == "0 []", result.stderr
