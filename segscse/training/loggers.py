@@ -226,14 +226,19 @@ def _mlflow_picture(logger: MLFlowLogger, name: str, picture: np.ndarray, step: 
 def _open_wandb(folder: Path, run_id: str | None, step: int | None) -> WandbLogger:
     import wandb
 
+    mode = os.environ.get("WANDB_MODE", "offline")
+    settings = wandb.Settings(silent=True, console="off")
+    if mode == "offline" and hasattr(settings, "stop_fn"):
+        # After an error of its own W&B would stop the program by SIGINT; offline nobody else can ask for that.
+        settings.stop_fn = lambda: None
     run = wandb.init(
         name=folder.name,
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         dir=folder,
         id=run_id or uuid.uuid4().hex[:8],
         resume="allow",
-        mode=os.environ.get("WANDB_MODE", "offline"),
-        settings=wandb.Settings(silent=True, console="off"),
+        mode=mode,
+        settings=settings,
     )
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)

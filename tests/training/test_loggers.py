@@ -294,6 +294,17 @@ def test_wandb_has_scalars_settings_and_pictures_offline(dataset, tmp_path, inte
     assert "optim" in settings
 
 
+def test_an_error_of_wandbs_own_does_not_stop_an_offline_run(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="needs the extra segscse[wandb]")
+    init, given = wandb.init, []
+    monkeypatch.setattr(wandb, "init", lambda **options: given.append(options) or init(**options))
+    (guard,) = open_loggers(_config("wandb"), tmp_path, pytest.fail)
+    given[0]["settings"].stop_fn()  # by default it sends SIGINT
+    guard.log_metrics({"loss": 1.0}, 1)
+    guard.finalize("success")
+    assert guard.working
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
