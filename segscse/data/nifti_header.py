@@ -41,7 +41,8 @@ def announced_bytes(start: bytes) -> int | None:
         return None
     header = image.header_class(start[: image.header_class.sizeof_hdr], check=False)
     try:
-        return voxel_end(header) if int(header["sizeof_hdr"]) == header.sizeof_hdr else None
+        end = voxel_end(header) if int(header["sizeof_hdr"]) == header.sizeof_hdr else 0
+        return end if end > 0 else None
     except (HeaderDataError, ValueError, OverflowError, KeyError):
         return None
 

@@ -304,6 +304,8 @@ def main():
     n_cases = max(arguments.distinct + 1, round(arguments.gb / case_gb))
     results = {"layout": {"cases": n_cases, "distinct": arguments.distinct, "shape": arguments.shape}}
     results["layout"]["decoded_gb"] = n_cases * case_gb
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
         make_dataset(Path(folder) / "data", n_cases, arguments.distinct, arguments.shape)
         options = ["--work", folder, "--distinct", str(arguments.distinct), "--steps", str(arguments.steps)]

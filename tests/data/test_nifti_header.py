@@ -1,3 +1,4 @@
+import gzip
 import struct
 
 import nibabel as nib
@@ -10,7 +11,13 @@ from segscse.errors import InputError
 
 AFFINE = np.diag([-1.0, 1.0, 1.5, 1.0])
 # Offsets of the NIfTI-1 standard.
-PLACES = {"dim": (40, "<h"), "pixdim": (76, "<f"), "qform_code": (252, "<h"), "xyzt_units": (123, "<B")}
+PLACES = {
+    "dim": (40, "<h"),
+    "pixdim": (76, "<f"),
+    "vox_offset": (108, "<f"),
+    "xyzt_units": (123, "<B"),
+    "qform_code": (252, "<h"),
+}
 
 
 @pytest.fixture
@@ -128,6 +135,13 @@ class TestBeforeReading:
         assert announced_bytes(path.read_bytes()[:1024]) in (None, 352)
         with pytest.raises(InputError, match=r"number of axes|has no voxels|cannot be read"):
             read_image(path)
+
+    def test_voxels_before_the_file_are_refused_and_announce_nothing(self, edited, tmp_path):
+        content = edited(vox_offset=-(2.0**62)).read_bytes()
+        assert announced_bytes(content[:1024]) is None
+        (tmp_path / "b.nii.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(InputError, match=r"b\.nii\.gz"):
+            read_image(tmp_path / "b.nii.gz")
 
     def test_a_header_is_not_believed_that_announces_more_than_the_file_can_hold(self, edited):
         assert peek_header(edited()).get_data_shape() == (4, 5, 6)
