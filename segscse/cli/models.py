@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,35 +49,40 @@ def train(
     place = "cv" if fold == "cv" else f"fold{fold}"
     folder = out or Path("runs") / f"{name}_{experiment.model.spatial_dims}d_{place}"
     task = _train_all_folds if fold == "cv" else _train_one_fold
-    task(ranks, dataset, folder, experiment, labels, fold, budget, resume)
+    task(_Training(ranks, dataset, folder, experiment, labels, fold, budget, resume))
 
 
-def _train_one_fold(
-    ranks: Ranks,
-    dataset: Path,
-    folder: Path,
-    config: ExperimentConfig,
-    labels: Path | None,
-    fold: str,
-    budget: str | None,
-    resume: bool,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What `train` is asked for."""
+
+    ranks: Ranks
+    dataset: Path
+    folder: Path
+    config: ExperimentConfig
+    labels: Path | None
+    fold: str
+    budget: str | None
+    resume: bool
+
+
+def _train_one_fold(asked: _Training) -> None:
     from segscse.api import validate_run
     from segscse.hardware import pick_device
     from segscse.training.run import train_run
 
-    number = read_fold(fold)
-    nccl = ranks.world > 1 and pick_device(config.train.device).type == "cuda"
-    console = make_console(quiet=ranks.rank > 0)
-    with joined(ranks, nccl=nccl) as group:
+    number, device = read_fold(asked.fold), asked.config.train.device
+    nccl = asked.ranks.world > 1 and pick_device(device).type == "cuda"
+    console = make_console(quiet=asked.ranks.rank > 0)
+    with joined(asked.ranks, nccl=nccl) as group:
         run_ = train_run(
-            dataset,
-            folder,
-            config,
-            labels=labels,
+            asked.dataset,
+            asked.folder,
+            asked.config,
+            labels=asked.labels,
             fold=number,
-            budget=budget,
-            resume=resume,
+            budget=asked.budget,
+            resume=asked.resume,
             console=console,
             group=group,
         )
@@ -85,38 +91,29 @@ def _train_one_fold(
         if not run_.split.validation:
             return
         with show_bar(console, "validating") as progress:
-            summary = validate_run(run_, device=config.train.device, progress=progress, group=group)
+            summary = validate_run(run_, device=device, progress=progress, group=group)
     if group.first:
         say_scores(summary, run_.folder / "validation")
 
 
-def _train_all_folds(
-    ranks: Ranks,
-    dataset: Path,
-    folder: Path,
-    config: ExperimentConfig,
-    labels: Path | None,
-    fold: str,
-    budget: str | None,
-    resume: bool,
-) -> None:
+def _train_all_folds(asked: _Training) -> None:
     from segscse.crossval import cross_validate
 
-    console = make_console(quiet=ranks.rank > 0)
-    with joined(ranks) as group, show_bar(console, "validating") as progress:
+    console = make_console(quiet=asked.ranks.rank > 0)
+    with joined(asked.ranks) as group, show_bar(console, "validating") as progress:
         summary = cross_validate(
-            dataset,
-            out=folder,
-            labels=labels,
-            config=config,
-            budget=budget,
-            resume=resume,
+            asked.dataset,
+            out=asked.folder,
+            labels=asked.labels,
+            config=asked.config,
+            budget=asked.budget,
+            resume=asked.resume,
             console=console,
             progress=progress,
             group=group,
         )
     if group.first:
-        say_scores(summary, folder / "evaluation")
+        say_scores(summary, asked.folder / "evaluation")
 
 
 def predict(
