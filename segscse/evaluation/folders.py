@@ -19,6 +19,7 @@ from segscse.evaluation.room import require_room
 from segscse.evaluation.scores import evaluate, summarise
 from segscse.evaluation.statistics import describe
 from segscse.files import only_writer, write_json, write_text
+from segscse.limits import require_disk
 from segscse.types import Progress
 
 
@@ -75,6 +76,7 @@ def evaluate_folders(
             another process writes into `out_dir`.
     """
     _require_folders(pred_dir, ref_dir, probabilities_dir)
+    require_disk("the evaluation", Path(out_dir), 0, 0, "")  # whether anything can be written there
     with only_writer(out_dir):
         images = {} if images_dir is None else cases_of(images_dir)
         pairs = pair_cases(pred_dir, ref_dir, missing, probabilities_dir)
