@@ -1,4 +1,4 @@
-"""Ablation: variants of the attention, trained alike, one run after the other, and compared case by case."""
+"""Ablation: variants of the attention, trained alike and compared case by case."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -95,6 +96,20 @@ class _Study:
         """Return whether a run is trained, validated and recorded."""
         return (self.run_folder(variant, seed, fold) / OUTCOME).is_file()
 
+    def parts(self, world: int) -> list[list[int]]:
+        """Return for each of several processes the numbers of its runs, from 1; one alone goes through all.
+
+        Where the variants can be dealt out evenly they move on by one process a round: a slow machine must not be that
+        of one variant.
+        """
+        numbers = range(1, 1 + len(self.runs))
+        left = numbers if world == 1 else [number for number in numbers if not self.finished(*self.runs[number - 1])]
+        parts: list[list[int]] = [[] for _ in range(world)]
+        for place, number in enumerate(left):
+            moved = place // len(self.attention) if len(self.attention) % world == 0 else 0
+            parts[(place + moved) % world].append(number)
+        return parts
+
     def whole_rounds(self) -> int:
         """Return how many rounds, from the first, all variants have finished."""
         unfinished = [run for run in self.runs if not self.finished(*run)]
@@ -120,7 +135,8 @@ def ablate(
     """Train variants of the attention on the same folds with the same seeds, and compare them with the first.
 
     The order is every variant's first fold before any variant's second, and all folds of a seed before the next seed;
-    `<out>/ablation.json` and `ablation.md` are written whenever all variants have finished a fold.
+    `<out>/ablation.json` and `ablation.md` are written at the end, and before whenever all variants have finished a
+    fold; the first of several processes looks after each of its own runs.
     `<out>/<variant>/seed<s>_fold<k>` is a run like any other, and `<out>/<variant>/cases.csv` a table for `compare`.
 
     Args:
@@ -146,14 +162,14 @@ def ablate(
     """
     console = console or Console(stderr=True, quiet=True)
     given, length = config_of(config), (budget, steps)
-    study, planned, footprints = group.on_first(
-        lambda: _begin(dataset, Path(out), labels, given, length, attention, folds, seeds, resume=resume)
+    study, planned, footprints, parts = group.on_first(
+        lambda: _begin(group.world, dataset, Path(out), labels, given, length, attention, folds, seeds, resume=resume)
     )
     finish = partial(
         finish_fold, dataset, labels=labels, budget=None, resume=resume, console=console, progress=progress
     )
     written = 0
-    for number in group.share(range(1, 1 + len(study.runs))):
+    for number in parts[group.rank]:
         _finish_run(study, number, planned, finish, console)
         if group.first and written < (whole := study.whole_rounds()) < len(study.rounds):
             written = whole
@@ -163,6 +179,7 @@ def ablate(
 
 
 def _begin(
+    world: int,
     dataset: str | Path,
     out: Path,
     labels: str | Path | None,
@@ -173,8 +190,11 @@ def _begin(
     seeds: int | None,
     *,
     resume: bool,
-) -> tuple[_Study, PlannedDataset, dict[str, Footprint]]:
-    """Decide and check an ablation, note its settings, and measure what its variants take; `length`: budget, steps."""
+) -> tuple[_Study, PlannedDataset, dict[str, Footprint], list[list[int]]]:
+    """Decide and check an ablation, note its settings, measure what its variants take, and deal out its runs.
+
+    `length` is budget and steps.
+    """
     saved = _started(out) if resume else {}
     if not resume:
         refuse_used(out)
@@ -190,7 +210,7 @@ def _begin(
     _check_data(study, planned, saved)
     footprints = {name: measure_footprint(planned.plan, study.config_of(name)) for name in study.attention}
     write_json(study.folder / "settings.json", study.settings(planned.fingerprint.content))
-    return study, planned, footprints
+    return study, planned, footprints, study.parts(world)
 
 
 def _finish_run(
@@ -327,7 +347,7 @@ def step_ms(metrics_csv: Path) -> float | None:
     rows = [
         (float(row["step"]), float(row["seconds"]), bool(row["val_dice"]))
         for row in read_log(metrics_csv, ("step", "seconds", "val_dice"))
-        if row["step"] and row["seconds"]
+        if row["step"] and isfinite(float(row["seconds"] or "nan"))
     ]
     times = []
     before = (0.0, 0.0)

@@ -6,6 +6,7 @@ Work that may fit is done, with a warning.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -249,5 +250,6 @@ def _number(file: Path) -> int | None:
 def is_lack_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory could not be had; torch's are of no type of their own on a CPU."""
     if isinstance(error, RuntimeError):
-        return re.search("(can't|cannot) allocate memory|out of memory", str(error), re.IGNORECASE) is not None
-    return isinstance(error, MemoryError)
+        words = "(can't|cannot) allocate memory|(out of|not enough) memory|bad_alloc"
+        return re.search(words, str(error), re.IGNORECASE) is not None
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

@@ -7,16 +7,18 @@ whatever the device; gradients go through Lightning's DDP. `share` alone needs n
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.limits import usable_cores
@@ -28,7 +30,8 @@ Item = TypeVar("Item")
 # How long a process waits for the others to be started.
 START = timedelta(minutes=15)
 # Processes that have vanished are found by `Watch` within a minute; this ends a job whose processes live and hang.
-STUCK = timedelta(hours=6)
+# It is long because one that has done its folds waits for those that others still train.
+STUCK = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +294,16 @@ def _disconnect(watch: Watch) -> None:
     with suppress(Exception):  # a vanished peer must not keep this process from ending
         dist.destroy_process_group()
     watch.close()
+
+
+def end(code: int, ranks: Ranks) -> NoReturn:
+    """End the process; one of several at once, since what Gloo's threads still do can abort a process that winds up."""
+    if ranks.world > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _said(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from segscse.files import write_json
 from segscse.inference.pipeline import predict_files
 from segscse.inference.predictor import load
 from segscse.inference.segment import Segmentation
-from segscse.ranks import joined, read_ranks
+from segscse.ranks import end, joined, read_ranks
 from segscse.training.averaging import EmaWeights
 from segscse.training.losses import deep_supervision_loss
 from segscse.training.module import SegModule
@@ -139,3 +139,4 @@ def _digest(state):
 if __name__ == "__main__":
     with joined(read_ranks()) as shared:
         globals()[sys.argv[1]](shared, *sys.argv[2:])
+    end(0, read_ranks())

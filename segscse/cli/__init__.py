@@ -19,12 +19,12 @@ from segscse.config import load_config, one_line, read_yaml
 from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.launch import ManyProcesses, launch
 from segscse.limits import is_lack_of_memory
-from segscse.ranks import OtherRankError, read_ranks
+from segscse.ranks import OtherRankError, end, read_ranks
 
 
 def main() -> None:
     """Run the command line and exit with its code: 0, 1 (our defect), 2 (bad input), 130 or 143 (stopped)."""
-    sys.exit(run(sys.argv[1:]))
+    end(run(sys.argv[1:]), read_ranks())
 
 
 def run(arguments: list[str]) -> int:

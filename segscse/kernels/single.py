@@ -21,13 +21,14 @@ from segscse.nets.dims import channels_last
 
 # ATen's limit on the product of channels and the first two spatial axes.
 FEW = 20480
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def convolve(layer: nn.Module, x: Tensor) -> Tensor:
     """Return `layer(x)` for a convolution in 2D or 3D, by oneDNN where torch would not take it.
 
     Args:
-        layer: a convolution without dilation and groups, padded with zeros.
+        layer: a convolution.
         x: `(B, C, *S)`.
     """
     conv = cast(nn.Conv3d, layer)
@@ -40,11 +41,12 @@ def upsample(layer: nn.Module, x: Tensor) -> Tensor:
     """Return `layer(x)` for a transposed convolution whose kernel is its stride: each voxel becomes a block of voxels.
 
     Args:
-        layer: a transposed convolution without padding and groups.
+        layer: a transposed convolution.
         x: `(B, C, *S)`.
     """
     conv = cast(nn.ConvTranspose3d, layer)
-    if not _slow(conv, x) or conv.kernel_size != conv.stride:
+    whole = conv.kernel_size == conv.stride and not any((*conv.padding, *conv.output_padding))
+    if not _slow(conv, x) or not whole:
         return conv(x)
     dims, kernel, channels = x.ndim - 2, conv.kernel_size, conv.out_channels
     rows = channels_last(x).movedim(1, -1)
@@ -68,7 +70,11 @@ def _slow(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
         and not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and layer.groups == 1
+        and set(layer.dilation) == {1}
+        and layer.padding_mode == "zeros"
+        and isinstance(layer.padding, tuple)
+        and not any(getattr(layer, name) for name in HOOKS)
     )
 
 

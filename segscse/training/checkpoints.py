@@ -95,7 +95,16 @@ def step_of(path: Path) -> int:
     """
     try:
         return int(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"])
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        pickle.UnpicklingError,
+    ) as error:
         raise _no_checkpoint(path, error) from error
 
 

@@ -34,7 +34,7 @@ class Footprint:
     Attributes:
         parameters: learned numbers.
         peak_bytes: the most that weights, gradients, optimiser, patches and feature maps take together in a step.
-            What libraries need in passing, such as for a convolution, is not seen.
+            What libraries need in passing, such as oneDNN for a convolution, is not seen.
     """
 
     parameters: int

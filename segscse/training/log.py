@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segscse.errors import InputError
-from segscse.files import write_text
+from segscse.files import require_plain, write_text
 
 FILE = "metrics.csv"
 
@@ -36,7 +36,10 @@ class MetricsTable:
             InputError: the file is not the log of such a run.
         """
         if self.path.is_file():
-            self.rows = list(read_log(self.path, self.columns))[:rows]
+            found = read_log(self.path, self.columns)
+            if found and list(found[0]) != self.columns:
+                raise _no_log(self.path, f"it has the columns {', '.join(found[0])[:200]}")
+            self.rows = list(found)[:rows]
 
     def add(self, **values: Any) -> None:
         """Add a row and write the file."""
@@ -61,12 +64,15 @@ def read_log(path: Path, columns: Iterable[str]) -> list[dict[str, str]]:
         InputError: it cannot be read, or is not the log of a run.
     """
     try:
+        require_plain(path)
         with path.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream, strict=True)
             rows = list(reader)
             named = reader.fieldnames or ()
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Give the folder of a run") from error
+    except InputError:
+        raise
     except (ValueError, csv.Error) as error:
         raise _no_log(path, " ".join(str(error).split())) from error
     missing = [name for name in columns if name not in named]

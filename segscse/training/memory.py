@@ -131,9 +131,6 @@ class Kept:
 def kept_by_autograd(network: torch.nn.Module, plan: Plan, precision: str) -> Kept:
     """Run a network forward on its smallest patch and on one twice as long, and count what autograd keeps.
 
-    A batch of one is counted by itself: torch's convolution in 3D and fp32 leaves channels-last memory then, so that
-    the kernels do not run and more is kept.
-
     Args:
         network: in training mode, on the CPU.
         plan: channels, strides, labels and batch.

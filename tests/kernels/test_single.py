@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from segscse.kernels import single
 from segscse.kernels.single import convolve, upsample
 from segscse.nets.dims import CHANNELS_LAST, channels_last, conv, conv_transpose
 from segscse.nets.unet import UNet
@@ -36,6 +37,7 @@ def _layer(table, channels, shape, **options):
 
 
 def _compare(work, layer, x):
+    assert single._slow(layer, x)
     with torch.no_grad():
         y = layer.double()(x.double())
     slope = torch.randn_like(y)
@@ -70,6 +72,30 @@ def test_the_results_stay_in_channels_last_memory_where_torchs_do_not():
         assert upsample(layer, x).is_contiguous(memory_format=torch.channels_last_3d)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"padding_mode": "circular"}, {"dilation": 2}, {"groups": 2}, {"padding": "same"}],
+    ids=["circular", "dilated", "grouped", "same"],
+)
+def test_other_convolutions_are_left_to_torch(options):
+    layer, x = _layer(conv, (4, 4), (6, 6, 6), **{"kernel_size": 3, "padding": 1, **options})
+    torch.testing.assert_close(convolve(layer, x), layer(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 4, "padding": 1}, {"kernel_size": 2, "output_padding": 1}])
+def test_other_transposed_convolutions_are_left_to_torch(options):
+    layer, x = _layer(conv_transpose, (4, 4), (6, 6, 6), **{"stride": 2, **options})
+    torch.testing.assert_close(upsample(layer, x), layer(x), rtol=0, atol=0)
+
+
+def test_a_backward_hook_is_called():
+    layer, x = _layer(conv, (4, 4), (6, 6, 6), kernel_size=3, padding=1)
+    seen = []
+    layer.register_full_backward_hook(lambda *_: seen.append(1))
+    convolve(layer, x.requires_grad_()).sum().backward()
+    assert seen == [1]
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_only_the_gradients_that_are_asked_for_are_made(which):
     layer, x = _layer(conv, (4, 4), (6, 6, 6), kernel_size=3, padding=1)
@@ -88,6 +114,7 @@ def test_a_hook_is_called_and_other_precisions_and_batches_are_left_to_torch():
     handle.remove()
     assert seen == [1]
     for other in (x.expand(2, -1, -1, -1, -1), x[:0]):
+        assert not single._slow(layer, other)
         torch.testing.assert_close(convolve(layer, other), layer(other), rtol=0, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
         assert convolve(layer, x).dtype == torch.bfloat16

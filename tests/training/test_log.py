@@ -67,6 +67,11 @@ class TestReadLog:
         with pytest.raises(InputError, match="is not the log of a run"):
             table.continue_from(1)
 
+    def test_another_log_is_not_continued(self, tmp_path):
+        (tmp_path / "metrics.csv").write_text("step,loss,other\n1,2,3\n")
+        with pytest.raises(InputError, match="it has the columns step, loss, other"):
+            MetricsTable(tmp_path / "metrics.csv", ["step", "loss"]).continue_from(1)
+
     def test_a_missing_file_is_named(self, tmp_path):
         with pytest.raises(InputError, match=r"metrics\.csv: cannot be read"):
             read_log(tmp_path / "metrics.csv", ("step",))
