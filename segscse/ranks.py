@@ -300,8 +300,9 @@ def end(code: int, ranks: Ranks) -> NoReturn:
     """End the process; one of several at once, since what Gloo's threads still do can abort a process that winds up."""
     if ranks.world > 1:
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it, or it is closed
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 
