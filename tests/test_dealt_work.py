@@ -125,7 +125,7 @@ class TestAblation:
         assert ends[1][0] == 9, ends
         assert "process 1 of 2 has vanished" in ends[0][1]
         done = sorted(path.parent.relative_to(out).as_posix() for path in out.glob("*/*/outcome.json"))
-        assert done == ["none/seed0_fold0", "none/seed0_fold1"]
+        assert done == ["none/seed0_fold0", "scse/seed0_fold1"]
         assert not (out / "ablation.json").exists()
         models = [out / folder / "model" / "model.safetensors" for folder in done]
         before = [path.stat().st_mtime_ns for path in models]
