@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -25,8 +25,8 @@ from segscse.evaluation.columns import CONVENTION, CONVENTION_VERSION
 from segscse.evaluation.tables import load_table
 from segscse.files import read_json, write_json, write_text
 from segscse.nets.build import check_attention
-from segscse.nets.unet import POSITIONS
 from segscse.ranks import ALONE, Group
+from segscse.study import OUTCOME, Study
 from segscse.training.footprint import Footprint, measure_footprint
 from segscse.training.log import FILE, read_log
 from segscse.training.run import Run
@@ -35,85 +35,7 @@ from segscse.types import Progress
 VARIANTS = ("none", "se", "scse", "eca")
 FOLDS = (0, 1, 2)
 SEEDS = 1
-OUTCOME = "outcome.json"  # in the folder of a finished run
 _RECORDED = ("versions", "device", "precision", "threads")
-
-
-@dataclass(frozen=True, slots=True)
-class _Study:
-    """An ablation, decided: its variants in order, folds, number of seeds, and what all runs share."""
-
-    folder: Path
-    attention: tuple[str, ...]
-    folds: tuple[int, ...]
-    seeds: int
-    config: ExperimentConfig
-
-    @property
-    def rounds(self) -> list[tuple[int, int]]:
-        """The pairs of seed and fold, in order: all folds of the first seed, then those of the next."""
-        first = self.config.train.seed
-        return [(seed, fold) for seed in range(first, first + self.seeds) for fold in self.folds]
-
-    @property
-    def runs(self) -> list[tuple[str, int, int]]:
-        """Variant, seed and fold of every run, in order."""
-        return [(variant, *round_) for round_ in self.rounds for variant in self.attention]
-
-    @property
-    def length(self) -> str:
-        """The length of a run, in words."""
-        train = self.config.train
-        return train.budget if train.max_steps is None else f"{train.max_steps} steps"
-
-    def config_of(self, variant: str, seed: int | None = None) -> ExperimentConfig:
-        """Return the configuration of a variant's runs: its attention wherever the study's own has any."""
-        config, attention = self.config, self.config.model.attention
-        placed: dict[str, Any] = dict.fromkeys(self.places, variant)
-        model = replace(config.model, attention=replace(attention, **placed))
-        return replace(config, model=model, train=config.train if seed is None else replace(config.train, seed=seed))
-
-    @property
-    def places(self) -> list[str]:
-        """The positions of the network where the configuration has attention."""
-        return [place for place in POSITIONS if getattr(self.config.model.attention, place) != "none"]
-
-    def settings(self, fingerprint: str) -> dict[str, Any]:
-        """Return what resuming needs: everything but the folder, and the data set's fingerprint."""
-        return {
-            "attention": list(self.attention),
-            "folds": list(self.folds),
-            "seeds": self.seeds,
-            "fingerprint": fingerprint,
-            "config": to_builtin(asdict(self.config)),
-        }
-
-    def run_folder(self, variant: str, seed: int, fold: int) -> Path:
-        """Return the folder of a run."""
-        return self.folder / variant / f"seed{seed}_fold{fold}"
-
-    def finished(self, variant: str, seed: int, fold: int) -> bool:
-        """Return whether a run is trained, validated and recorded."""
-        return (self.run_folder(variant, seed, fold) / OUTCOME).is_file()
-
-    def parts(self, world: int) -> list[list[int]]:
-        """Return for each of several processes the numbers of its runs, from 1; one alone goes through all.
-
-        Where the variants can be dealt out evenly they move on by one process a round: a slow machine must not be that
-        of one variant.
-        """
-        numbers = range(1, 1 + len(self.runs))
-        left = numbers if world == 1 else [number for number in numbers if not self.finished(*self.runs[number - 1])]
-        parts: list[list[int]] = [[] for _ in range(world)]
-        for place, number in enumerate(left):
-            moved = place // len(self.attention) if len(self.attention) % world == 0 else 0
-            parts[(place + moved) % world].append(number)
-        return parts
-
-    def whole_rounds(self) -> int:
-        """Return how many rounds, from the first, all variants have finished."""
-        unfinished = [run for run in self.runs if not self.finished(*run)]
-        return self.rounds.index(unfinished[0][1:]) if unfinished else len(self.rounds)
 
 
 def ablate(
@@ -190,7 +112,7 @@ def _begin(
     seeds: int | None,
     *,
     resume: bool,
-) -> tuple[_Study, PlannedDataset, dict[str, Footprint], list[list[int]]]:
+) -> tuple[Study, PlannedDataset, dict[str, Footprint], list[list[int]]]:
     """Decide and check an ablation, note its settings, measure what its variants take, and deal out its runs.
 
     `length` is budget and steps.
@@ -198,7 +120,7 @@ def _begin(
     saved = _started(out) if resume else {}
     if not resume:
         refuse_used(out)
-    study = _Study(
+    study = Study(
         out,
         tuple(saved.get("attention", VARIANTS) if attention is None else attention),
         tuple(saved.get("folds", FOLDS) if folds is None else folds),
@@ -214,7 +136,7 @@ def _begin(
 
 
 def _finish_run(
-    study: _Study, number: int, planned: PlannedDataset, finish: Callable[..., Run], console: Console
+    study: Study, number: int, planned: PlannedDataset, finish: Callable[..., Run], console: Console
 ) -> None:
     """Do the n-th run, as far as that has not been done, and leave its `outcome.json`."""
     variant, seed, fold = study.runs[number - 1]
@@ -271,7 +193,7 @@ def _config(
     return started
 
 
-def _check_variants(study: _Study) -> None:
+def _check_variants(study: Study) -> None:
     """Refuse what cannot be trained or compared.
 
     Raises:
@@ -293,7 +215,7 @@ def _check_variants(study: _Study) -> None:
         check_attention(study.config_of(name).model)
 
 
-def _check_data(study: _Study, planned: PlannedDataset, saved: Mapping[str, Any]) -> None:
+def _check_data(study: Study, planned: PlannedDataset, saved: Mapping[str, Any]) -> None:
     """Refuse folds that are not there, and another data set than the ablation was started with.
 
     Raises:
@@ -359,7 +281,7 @@ def step_ms(metrics_csv: Path) -> float | None:
 
 
 def _write(
-    study: _Study, planned: PlannedDataset, rounds: Sequence[tuple[int, int]], footprints: dict[str, Footprint]
+    study: Study, planned: PlannedDataset, rounds: Sequence[tuple[int, int]], footprints: dict[str, Footprint]
 ) -> Ablation:
     """Compare what all variants have finished, and write it."""
     outcomes = {

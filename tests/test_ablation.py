@@ -243,24 +243,3 @@ def test_step_time_leaves_out_validations(tmp_path):
     assert step_ms(tmp_path / "metrics.csv") == pytest.approx(150)  # of 200, 100, 100 and 200
     (tmp_path / "metrics.csv").write_text("step,seconds,val_dice\n10,4.0,0.5\n")
     assert step_ms(tmp_path / "metrics.csv") is None
-
-
-@pytest.mark.parametrize(("world", "variants"), [(1, 4), (2, 2), (2, 3), (2, 4), (3, 4), (4, 4), (5, 2)])
-def test_runs_are_dealt_out_evenly_and_no_variant_stays_with_one_process(tmp_path, world, variants):
-    names = ("none", "se", "scse", "eca")[:variants]
-    study = ablation_module._Study(tmp_path, names, (0, 1, 2, 3), 1, CONFIG)
-    parts = study.parts(world)
-    assert sorted(number for part in parts for number in part) == list(range(1, 1 + len(study.runs)))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    for name in names:
-        owners = {rank for rank, part in enumerate(parts) for number in part if study.runs[number - 1][0] == name}
-        assert len(owners) > 1 or world == 1
-
-
-def test_only_unfinished_runs_are_dealt_out(tmp_path):
-    study = ablation_module._Study(tmp_path, ("none", "se", "scse", "eca"), (0, 1, 2), 1, CONFIG)
-    for variant, seed, fold in study.runs:
-        if variant != "eca":
-            write_json(study.run_folder(variant, seed, fold) / "outcome.json", {})
-    assert sorted(map(len, study.parts(2))) == [1, 2]
-    assert study.parts(1) == [list(range(1, 13))]

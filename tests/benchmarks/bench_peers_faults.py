@@ -21,6 +21,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -210,7 +211,7 @@ def run_peer(program: str, folder: Path) -> tuple[str, str]:
         except BaseException as error:  # a peer may also end the process
             ended = " from ".join(f"{type(one).__name__}: {one}" for one in _causes(error))
     text = " ".join(" ".join([said.getvalue(), *(str(item.message) for item in seen), ended or ""]).split())
-    shown = (ended or text).replace(str(folder), "DATASET")[:300]
+    shown = re.sub(r"/\S*/(?=\w+\.cxx)", "", (ended or text).replace(str(folder), "DATASET"))[:300]
     words = [names] if names else ["case_"]
     named = any(word in text.lower() for word in words)
     if ended is not None:
