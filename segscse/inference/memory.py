@@ -8,7 +8,6 @@ and resampled, the image on the network's grid, the open slab of logits, the net
 from __future__ import annotations
 
 import re
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -25,8 +24,10 @@ from segscse.data.io import NIBABEL_SUFFIXES, UNREADABLE, as_labels, image_suffi
 from segscse.data.network_grid import network_shape
 from segscse.data.nifti_header import peek_header
 from segscse.errors import InputError
+from segscse.inference.engines import TorchEngine
 from segscse.inference.segment import Member, Options, plan_sweeps
 from segscse.limits import require_disk, require_memory, size_text
+from segscse.tensor_bytes import TensorBytes
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Feature maps at the window's full size that are assumed of a network whose tensors cannot be seen.
@@ -271,50 +272,13 @@ def _map_bytes(options: Options, members: Sequence[Member], voxels: int) -> list
 def window_bytes(member: Member) -> int:
     """Return the peak of the tensors that a network makes for one window, by running it once and counting them.
 
-    What goes in and out of every module is counted while it lives. Of an engine other than torch nothing is seen, and
-    96 feature maps of the window's size are assumed.
+    Of an engine other than torch nothing is seen, and 96 feature maps of the window's size are assumed.
     """
     plan = member.plan
-    window = torch.zeros((1, len(plan.channels), *plan.patch_size), device=member.device)
-    network = getattr(member, "network", None)
-    live = LiveBytes()
-    modules = list(network.modules()) if isinstance(network, torch.nn.Module) else []
-    hooks = [module.register_forward_hook(live.count) for module in modules]
-    try:
-        with torch.inference_mode():
-            logits = member.evaluate(window)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    seen = int(OVERHEAD * live.peak) if modules else 4 * OPAQUE_MAPS * prod(plan.patch_size)
-    return seen + 3 * 4 * logits.numel()  # in 32 bits, mirrored and summed
-
-
-class LiveBytes:
-    """Counts the bytes of tensors that it has been shown and that are still referenced."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        self._now = 0
-        self._seen: set[int] = set()
-
-    def count(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
-        """Take in what a module was given and what it returned."""
-        for item in (*inputs, output):
-            if isinstance(item, torch.Tensor):
-                self.hold(item.untyped_storage())
-
-    def hold(self, storage: torch.UntypedStorage) -> None:
-        """Count a storage while it lives, once."""
-        key = storage._cdata
-        if key in self._seen:
-            return
-        self._seen.add(key)
-        size = storage.nbytes()
-        self._now += size
-        self.peak = max(self.peak, self._now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self._now -= size
+    voxels = prod(plan.patch_size)
+    logits = 3 * 4 * len(plan.labels) * voxels  # in 32 bits, mirrored and summed
+    if not isinstance(member.engine, TorchEngine):
+        return 4 * OPAQUE_MAPS * voxels + logits
+    with TensorBytes() as counter:
+        member.engine(torch.zeros((1, len(plan.channels), *plan.patch_size)))
+    return int(OVERHEAD * counter.peak) + logits

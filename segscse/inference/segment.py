@@ -16,6 +16,7 @@ from segscse.data.io import Volume, as_labels
 from segscse.data.network_grid import Prepared, normalise
 from segscse.data.output import write_labels
 from segscse.data.plan import Plan
+from segscse.inference.engines import Engine
 from segscse.inference.quality import Confidence, case_quality
 from segscse.inference.restore import Canvas, draw, output_grid
 from segscse.inference.sliding_window import Rows, Sweep, plan_sweep, stream_logits
@@ -28,6 +29,7 @@ class Member(Protocol):
     """A network with its plan, as `segment` uses it: a `Predictor`."""
 
     plan: Plan
+    engine: Engine
     device: torch.device
     provenance: Mapping[str, Any]
 

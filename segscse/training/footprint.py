@@ -1,25 +1,17 @@
-"""What a network takes to train: its parameters, and the memory of a training step, counted tensor by tensor.
-
-The system's own figure would not do: a process keeps what earlier work has freed, and libraries load when they are
-first needed, which moves it by tens of MB from one process to the next.
-"""
+"""What a network takes to train: its parameters, and the memory of a training step, counted tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from segscse.config import ExperimentConfig
 from segscse.data.plan import Plan
 from segscse.hardware import autocast, pick_device, pick_precision
-from segscse.inference.memory import LiveBytes
 from segscse.nets.build import build_unet, network_arguments
 from segscse.nets.dims import channels_last, network_to_channels_last
+from segscse.tensor_bytes import TensorBytes
 from segscse.training.losses import deep_supervision_loss
 from segscse.training.schedule import build_optimizer
 
@@ -63,26 +55,4 @@ def measure_footprint(plan: Plan, config: ExperimentConfig) -> Footprint:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), config.optim.clip_norm)
             optimizer.step()
-    return Footprint(sum(parameter.numel() for parameter in network.parameters()), counter.live.peak)
-
-
-class TensorBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations make while it is entered, for as long as each lives.
-
-    Attributes:
-        live: the count and its peak.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = LiveBytes()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run an operation and count the storages of what it returns."""
-        result = func(*args, **(kwargs or {}))
-        for item in tree_leaves(result):
-            if isinstance(item, torch.Tensor):
-                self.live.hold(item.untyped_storage())
-        return result
+    return Footprint(sum(parameter.numel() for parameter in network.parameters()), counter.peak)

@@ -2,7 +2,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_plan
+from tiny import tiny_config, tiny_plan
 from volumes import write_volume
 
 from segscse.errors import InputError
@@ -19,6 +19,7 @@ from segscse.inference.memory import (
 )
 from segscse.inference.predictor import Predictor
 from segscse.inference.segment import Options
+from segscse.nets.build import build_unet, network_arguments
 
 CPU = torch.device("cpu")
 
@@ -88,10 +89,16 @@ class TestWindow:
         predictor = _predictor(Opaque(torch.nn.Conv3d(1, 3, 1)))
         assert window_bytes(predictor) == (96 + 9) * 8**3 * 4
 
-    def test_leaves_no_hooks_behind(self):
-        predictor = _predictor(torch.nn.Conv3d(1, 3, 1))
-        window_bytes(predictor)
-        assert not predictor.network._forward_hooks
+    def test_a_window_is_counted_as_the_network_runs_it(self):
+        """The kernels that a U-Net runs by keep less than its layers one by one, and mirroring makes no difference."""
+        network = build_unet(network_arguments(tiny_plan(), tiny_config().model))
+        network(torch.zeros(1, 1, 8, 8, 8))  # compiling holds on to tensors in passing
+        by_kernels = window_bytes(_predictor(network))
+        mirrored = Predictor(network, tiny_plan(patch_size=(8, 8, 8)), provenance={}, device=CPU, mirror=True)
+        assert window_bytes(mirrored) == by_kernels
+        for module in network.modules():
+            module.register_forward_hook(lambda *_: None)
+        assert by_kernels < window_bytes(_predictor(network))
 
 
 class TestEstimate:
