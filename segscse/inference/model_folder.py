@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from segscse.data.plan import Plan
 from segscse.errors import InputError
@@ -74,7 +74,8 @@ def save_model(folder: Path, model: ModelFolder) -> None:
     files of `model.engines` must already lie in `folder`.
     """
     with atomic_path(folder / "model.json") as description, atomic_path(folder / WEIGHTS) as weights:
-        save_file({name: value.contiguous().cpu() for name, value in model.weights.items()}, weights)
+        # Not by `save_file`, whose files none but their owner may read.
+        weights.write_bytes(save({name: value.contiguous().cpu() for name, value in model.weights.items()}))
         files = {name: folder / name for graph in model.engines for name in graph.files}
         content = {
             "format": FORMAT,

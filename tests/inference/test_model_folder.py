@@ -63,6 +63,12 @@ def test_weights_in_channels_last_memory_are_written_too(tmp_path, model):
     assert all(torch.equal(load_model(tmp_path).weights[name], value) for name, value in model.weights.items())
 
 
+def test_all_files_have_the_rights_of_any_new_file(folder, tmp_path):
+    (tmp_path / "plain").touch()
+    rights = {path.name: path.stat().st_mode for path in (tmp_path / "plain", *folder.iterdir())}
+    assert len(set(rights.values())) == 1, rights
+
+
 def test_a_run_folder_stands_for_its_model(folder):
     assert find_model(folder.parent) == find_model(folder) == folder
 
