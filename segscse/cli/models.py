@@ -144,7 +144,8 @@ def predict(
         inputs: Images, DICOM series folders, folders of either, or CSV files (case,image[,image2...]).
         out: Folder for the label maps, <case>.nii.gz.
         ensemble: A further run or model whose probabilities are averaged with the first's; may be given repeatedly.
-        tta: Average over mirrored inputs: better by a little, up to 8 times slower.
+        tta: Average over inputs mirrored along the axes that training mirrored: better by a little, up to 8 times
+            slower.
         probabilities: Also write probabilities/<case>.nii.gz, (X, Y, Z, label) in steps of 1/255.
         uncertainty: Also write uncertainty/<case>.nii.gz, the entropy of every voxel between 0 and 1, and with an
             ensemble disagreement/<case>.nii.gz, the part of it that its members disagree about.
@@ -173,6 +174,8 @@ def predict(
         models = [load(folder, device=device, engine=read_engine(engine), mirror=tta) for folder in folders]
         for one in models:
             speak(f"engine: {one.chosen}")
+            if tta and not one.plan.mirror_axes:
+                speak(f"--tta changes nothing: {one.folder} was trained without mirroring")
         predictor = models[0] if len(models) == 1 else Ensemble(models)
         outcome = predict_files(
             predictor,

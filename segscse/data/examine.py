@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from segscse.data.directions import coarse_image
 from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
 from segscse.data.index import Case, DatasetIndex
 from segscse.data.io import Volume, read_image, read_labels
@@ -46,6 +47,7 @@ class CaseFacts:
         n_channels: number of image channels.
         label_counts: voxels per label id.
         label_centres_mm: where each foreground label lies, on the canonical axes.
+        coarse: the image in a few blocks, on the canonical axes; see `coarse_image`.
         samples: up to 2000 intensities per channel, from the foreground where there is any, `(C, N)`.
         extremes: minimum and maximum over each channel.
         whole_numbers: whether every sampled intensity is a whole number, as CT numbers are.
@@ -59,6 +61,7 @@ class CaseFacts:
     n_channels: int
     label_counts: dict[int, int]
     label_centres_mm: dict[int, Centre]
+    coarse: np.ndarray
     samples: np.ndarray
     extremes: tuple[tuple[float, float], ...]
     whole_numbers: bool
@@ -189,6 +192,7 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
         n_channels=len(channels),
         label_counts=counts,
         label_centres_mm=centres,
+        coarse=coarse_image(np.moveaxis(array, -1, 0)),
         samples=samples,
         extremes=tuple((float(channel.min()), float(channel.max())) for channel in flat),
         whole_numbers=bool(np.equal(samples, np.rint(samples)).all()),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from segscse.data.directions import find_directed
 from segscse.data.examine import CaseFacts
 from segscse.data.index import DatasetIndex
 from segscse.data.sides import find_sided
@@ -44,6 +45,7 @@ class Fingerprint:
         content: digest over the voxels of all images and over the label counts.
         sided: axes along which two labels of like size lie always the same way around, with such a pair; see
             `find_sided`.
+        directed: axes along which all scans show the anatomy the same way around; see `find_directed`.
     """
 
     cases: tuple[str, ...]
@@ -55,6 +57,7 @@ class Fingerprint:
     content: str
     label_volumes_ml: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     sided: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    directed: Mapping[int, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready value."""
@@ -93,6 +96,7 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
         content=content,
         label_volumes_ml={label: (min(found), max(found)) for label, found in sorted(volumes.items())},
         sided=find_sided([fact.label_centres_mm for fact in facts], volumes_ml),
+        directed=find_directed([fact.coarse for fact in facts]),
     )
 
 

@@ -279,10 +279,10 @@ def _looks_like_ct(channel: ChannelStats) -> bool:
 
 
 def _mirror_axes(fingerprint: Fingerprint, axes: Sequence[int], reasons: list[str]) -> tuple[int, ...]:
-    """Mirror along every axis, except where names or places of the labels tell its two directions apart.
+    """Mirror along every axis, except where labels tell its two directions apart or scans have only one of them.
 
-    nnU-Net mirrors along all axes; a network then cannot tell left structures from right ones, nor learn but from
-    shape which end is anterior.
+    nnU-Net mirrors along all axes; a network then cannot tell left structures from right ones, and spends its time on
+    anatomy that is upside down.
     """
     labels = fingerprint.labels
     mirrored = []
@@ -294,6 +294,9 @@ def _mirror_axes(fingerprint: Fingerprint, axes: Sequence[int], reasons: list[st
         elif pair := fingerprint.sided.get(axis):
             first, second = (labels.get(label, label) for label in pair)
             problem = f"{first!r} and {second!r} lie beside each other, always the same way around"
+            reasons.append(f"no mirroring along {AXIS_NAMES[axis]}: {problem}")
+        elif further := fingerprint.directed.get(axis):
+            problem = f"the scans show it one way around, mirrored they lie {further:g} times as far from each other"
             reasons.append(f"no mirroring along {AXIS_NAMES[axis]}: {problem}")
         else:
             mirrored.append(axis)

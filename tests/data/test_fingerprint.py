@@ -18,6 +18,7 @@ def _fact(case, samples, counts, content="00", **changes):
         "n_channels": len(samples),
         "label_counts": counts,
         "label_centres_mm": {},
+        "coarse": np.zeros((len(samples), 8, 8, 8)),
         "samples": np.array(samples, float),
         "extremes": tuple((min(channel), max(channel)) for channel in samples),
         "whole_numbers": True,
