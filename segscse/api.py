@@ -115,6 +115,7 @@ def validate_run(
     cases = {case.id: case for case in run.planned.index.cases if case.id in held_out}
     folder = run.folder / "validation"
     predictor = load(run.folder, device=device)
+    predictor.postprocessing = ()  # a cross-validation decides about it by these predictions
     predictions = {name: folder / "predictions" / f"{name}.nii.gz" for name in cases}
     mine, seconds = group.share(list(cases)), {}
     for done, name in enumerate(mine, start=1):

@@ -13,7 +13,9 @@ from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
-from segscse.files import read_json
+from segscse.evaluation.largest import compare_largest, to_json
+from segscse.files import read_json, write_json
+from segscse.inference.model_folder import set_postprocessing
 from segscse.ranks import ALONE, Group
 from segscse.training.checkpoints import has_checkpoint
 from segscse.training.run import Run, train_run
@@ -33,6 +35,9 @@ def cross_validate(
     group: Group = ALONE,
 ) -> dict[str, Any]:
     """Train every fold into `<out>/fold<k>` and score all cases into `<out>/evaluation`.
+
+    Where the scores show that keeping only the largest piece of a label raises its Dice, the folds' models do so from
+    then on; `<out>/postprocessing.json` says what was found. The scores are of the predictions without it.
 
     Args:
         dataset: a data set, as for `segscse train`.
@@ -73,18 +78,26 @@ def _plan(
 
 
 def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str, Any]:
-    """Score all cases, each segmented by the fold that has not seen it."""
+    """Score all cases, each segmented by the fold that has not seen it; decide how the folds' models postprocess."""
     cases = {case.id: case for case in planned.index.cases}
     places = [folder / f"fold{fold}" for fold in folds]
-    return evaluate_folders(
-        {name: _prediction(place, name) for place in places for name in _validated(place)},
-        {name: case.label for name, case in cases.items() if case.label is not None},
+    predictions = {name: _prediction(place, name) for place in places for name in _validated(place)}
+    references = {name: case.label for name, case in cases.items() if case.label is not None}
+    subjects = subjects_of_cases(cases.values())
+    summary = evaluate_folders(
+        predictions,
+        references,
         folder / "evaluation",
         {name: case.images[0] for name, case in cases.items()},
         names=dict(planned.plan.labels),
         labels=planned.plan.label_ids,
-        subjects=subjects_of_cases(cases.values()),
+        subjects=subjects,
     ).summary
+    pieces = to_json(compare_largest(predictions, references, dict(planned.plan.labels[1:]), subjects))
+    write_json(folder / "postprocessing.json", pieces)
+    for place in places:
+        set_postprocessing(place, pieces["steps"])
+    return summary
 
 
 def refuse_used(folder: Path) -> None:

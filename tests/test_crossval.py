@@ -1,9 +1,12 @@
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 from tiny import dataset, tiny_config, write_dataset  # noqa: F401, fixture
 
 import segscse
 from segscse import crossval
+from segscse.data.index import open_dataset
 from segscse.errors import InputError, Interrupted
 from segscse.files import read_json, write_json
 
@@ -27,6 +30,29 @@ def test_every_case_is_scored_once_by_a_fold_that_has_not_seen_it(dataset, confi
         both = of_fold.merge(table, on=["case", "label"], suffixes=("", "_merged"))
         assert len(both) == len(of_fold)
         pd.testing.assert_series_equal(both["dice"], both["dice_merged"], check_names=False)
+
+
+def test_pieces_are_removed_from_then_on_where_the_scores_show_that_it_helps(config, tmp_path):
+    dataset = write_dataset(tmp_path / "data", cases=8)  # of six cases no test could reject for two labels
+    segscse.cross_validate(dataset, out=tmp_path / "cv", config=config)
+    folders = [tmp_path / "cv" / f"fold{fold}" for fold in range(3)]
+    decided = read_json(tmp_path / "cv" / "postprocessing.json")
+    assert [row["name"] for row in decided["labels"]] == ["block", "ball"]
+    assert [segscse.load(folder).postprocessing for folder in folders] == [tuple(decided["steps"])] * 3
+
+    # A speck in each prediction, which is otherwise perfect.
+    index = open_dataset(dataset)
+    for case in index.cases:
+        (file,) = (tmp_path / "cv").glob(f"fold*/validation/predictions/{case.id}.nii.gz")
+        reference = nib.load(case.label)
+        voxels = np.asarray(reference.dataobj).copy()
+        voxels[tuple(np.argwhere(voxels == 0)[-1])] = 2
+        nib.save(nib.Nifti1Image(voxels, reference.affine), file)
+    segscse.cross_validate(dataset, out=tmp_path / "cv", config=config, resume=True)
+    decided = read_json(tmp_path / "cv" / "postprocessing.json")
+    assert [(row["cases_changed"], row["difference"] > 0) for row in decided["labels"]] == [(8, True), (0, False)]
+    assert decided["steps"] == ["largest_component:2"]
+    assert [segscse.load(folder).postprocessing for folder in folders] == [("largest_component:2",)] * 3
 
 
 def test_it_goes_on_where_it_was_stopped(dataset, config, tmp_path, monkeypatch):  # noqa: F811

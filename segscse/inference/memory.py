@@ -25,7 +25,8 @@ from segscse.data.network_grid import network_shape
 from segscse.data.nifti_header import peek_header
 from segscse.errors import InputError
 from segscse.inference.engines import TorchEngine
-from segscse.inference.segment import Member, Options, plan_sweeps
+from segscse.inference.postprocess import BYTES_TO_FIND_PIECES
+from segscse.inference.segment import Member, Options, plan_sweeps, shared_steps
 from segscse.limits import require_disk, require_memory, size_text
 from segscse.tensor_bytes import TensorBytes
 
@@ -170,6 +171,7 @@ def estimate(
     # Resampling begins along Z: its result is in 32 bits and the other two axes are still the scan's.
     resampled = max(4 * prod(scan.shape[:2]) * shape[2] for shape in grids.values())
     reading = max(scan.itemsize * voxels, scan.itemsize * voxels // 2 + max(2 * voxels, 2 * resampled))
+    pieces = BYTES_TO_FIND_PIECES if shared_steps(members) else 0
     batch = options.batch_size or max(member.plan.batch_size for member in members)
     return Estimate(
         program=program,
@@ -177,7 +179,7 @@ def estimate(
         image=sum(4 * (n_channels + 2) * prod(shape) for shape in grids.values()),
         slab=sum(int(1.3 * sweep.slab_voxels * (n_classes + 1) * 4) for sweep in sweeps),
         activations=batch * a_window,
-        labels=label_bytes * voxels + sum(2 * prod(shape) for shape in shapes),
+        labels=(label_bytes + pieces) * voxels + sum(2 * prod(shape) for shape in shapes),
         batch_size=batch,
         overlapped=overlapped,
     )

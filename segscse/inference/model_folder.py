@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors.torch import save
 from segscse.data.plan import Plan
 from segscse.errors import InputError
 from segscse.files import atomic_path, read_json, sha256_of, write_json
+from segscse.inference.postprocess import label_of_step
 from segscse.inference.weights import read_weights
 
 FORMAT = "segscse-model"
@@ -53,7 +54,7 @@ class ModelFolder:
         network: arguments of `segscse.nets.unet.UNet`.
         provenance: versions, seed, data fingerprint, score: whatever the run recorded.
         weights: the network's state.
-        postprocessing: steps after the arg max, in order; there are none yet, and a folder with one is refused.
+        postprocessing: steps after the arg max, in order; see `segscse.inference.postprocess`.
         engines: exported graphs.
         folder: where it was read.
     """
@@ -90,6 +91,22 @@ def save_model(folder: Path, model: ModelFolder) -> None:
         write_json(description, content)
 
 
+def set_postprocessing(path: str | Path, steps: Sequence[str]) -> None:
+    """Change the steps after the arg max of a model; nothing is written where they are the same.
+
+    Args:
+        path: a model folder, or a run folder.
+        steps: see `segscse.inference.postprocess`.
+
+    Raises:
+        InputError: no model there.
+    """
+    file = find_model(path) / "model.json"
+    description = _description(file)
+    if description["postprocessing"] != list(steps):
+        write_json(file, {**read_json(file), "postprocessing": list(steps)})
+
+
 def find_model(path: str | Path) -> Path:
     """Return the folder with `model.json` for a model folder or a run folder.
 
@@ -123,12 +140,14 @@ def load_model(path: str | Path) -> ModelFolder:
         _verify(folder, description["sha256"])
     plan = Plan.from_json(description["plan"], file)
     _check_volumes(description["provenance"], file)
+    _check_steps(description["postprocessing"], plan, file)
     _check_network(description["network"], plan, file)
     return ModelFolder(
         plan=plan,
         network=dict(description["network"]),
         provenance=dict(description["provenance"]),
         weights=read_weights(folder / WEIGHTS),
+        postprocessing=tuple(description["postprocessing"]),
         engines=tuple(_graph(item, description, file) for item in description["engines"]),
         folder=folder,
     )
@@ -151,12 +170,6 @@ def _description(file: Path) -> dict[str, Any]:
     kinds = {"network": Mapping, "provenance": Mapping, "postprocessing": list, "engines": list, "sha256": Mapping}
     if not all(isinstance(description[name], kind) for name, kind in kinds.items()):
         raise no_model
-    if description["postprocessing"]:
-        raise InputError(
-            f"asks for the postprocessing {description['postprocessing']}, which this segscse does not know",
-            file=file,
-            remedy="Use the segscse that wrote it",
-        )
     return description
 
 
@@ -195,6 +208,17 @@ def _check_network(network: Mapping[str, Any], plan: Plan, file: Path) -> None:
             f"network and plan do not fit ({wrong[0]} is {str(network.get(wrong[0]))[:80]})",
             file=file,
             remedy="Copy the model folder again",
+        )
+
+
+def _check_steps(steps: Sequence[Any], plan: Plan, file: Path) -> None:
+    """Refuse steps after the arg max that are not known, or not of this model's labels, each once."""
+    chosen = [label_of_step(step) for step in steps]
+    if len(set(chosen)) < len(chosen) or not set(chosen) <= set(plan.label_ids[1:]):
+        raise InputError(
+            f"asks for the postprocessing {str(steps)[:80]}, which this segscse does not know",
+            file=file,
+            remedy="Use the segscse that wrote it",
         )
 
 

@@ -85,6 +85,7 @@ class Predictor(Segmenter):
         mirror: average over mirrored inputs (test-time augmentation); 8 times the work in 3D.
         folder: the model folder that it comes from.
         trials: the engines that were compared, when this one was chosen among several.
+        postprocessing: steps after the arg max; see `segscse.inference.postprocess`.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Predictor(Segmenter):
         mirror: bool = False,
         folder: Path | None = None,
         trials: Sequence[Trial] = (),
+        postprocessing: Sequence[str] = (),
     ) -> None:
         self.plan = plan
         self.members = (self,)
@@ -109,6 +111,7 @@ class Predictor(Segmenter):
         self.device = network.device
         self.mirror = mirror
         self.trials = tuple(trials)
+        self.postprocessing = tuple(postprocessing)
 
     @property
     def network(self) -> torch.nn.Module | None:
@@ -203,4 +206,5 @@ def load(path: str | Path, *, device: str = "auto", engine: str = "auto", mirror
         mirror=mirror,
         folder=model.folder,
         trials=trials,
+        postprocessing=model.postprocessing,
     )

@@ -87,7 +87,8 @@ def case_quality(
     `mean_confidence` is the mean probability of the label over the foreground, `border_entropy` the mean entropy over
     log K of the voxels beside another label, both on the network's grid and averaged over an ensemble's members;
     `disagreement` is the share of foreground voxels whose label not all members give; `volume_ml_*` and
-    `components_*` (pieces, corners touching) are per label. `look` is yes when `reasons` is not empty.
+    `components_*` (pieces, corners touching, before postprocessing) are per label. `look` is yes when `reasons` is not
+    empty.
 
     Args:
         confidences: one per member.

@@ -17,6 +17,7 @@ from segscse.data.network_grid import Prepared, normalise
 from segscse.data.output import write_labels
 from segscse.data.plan import Plan
 from segscse.inference.engines import Engine
+from segscse.inference.postprocess import apply_steps
 from segscse.inference.quality import Confidence, case_quality
 from segscse.inference.restore import Canvas, draw, output_grid
 from segscse.inference.sliding_window import Rows, Sweep, plan_sweep, stream_logits
@@ -29,6 +30,7 @@ class Member(Protocol):
     """A network with its plan, as `segment` uses it: a `Predictor`."""
 
     plan: Plan
+    postprocessing: tuple[str, ...]
     engine: Engine
     device: torch.device
     provenance: Mapping[str, Any]
@@ -161,6 +163,9 @@ def segment(
         for member, case, sweep, confidence in zip(members, prepared, sweeps, confidences, strict=True)
     ]
     draw(streams, [output_grid(case) for case in prepared], sweeps[0].axis, ids, canvas)
+    lost = apply_steps(labels, shared_steps(members))
+    canvas.counts -= np.array([lost.get(label, 0) for label in plan.label_ids])
+    canvas.counts[0] += sum(lost.values())
     volumes = members[0].provenance.get("label_volumes_ml", {})
     disputed = canvas.disputed if len(members) > 1 else None
     return Segmentation(
@@ -172,6 +177,11 @@ def segment(
         windows=(counter.evaluated, counter.left_out),
         measure=partial(case_quality, confidences, canvas.counts, disputed, plan, source.affine, volumes),
     )
+
+
+def shared_steps(members: Sequence[Member]) -> tuple[str, ...]:
+    """Return the steps after the arg max that all members ask for."""
+    return tuple(step for step in members[0].postprocessing if all(step in member.postprocessing for member in members))
 
 
 def wanted_voxels(image: torch.Tensor, plan: Plan) -> torch.Tensor:

@@ -102,9 +102,10 @@ class TestWindow:
 
 
 class TestEstimate:
-    def _made(self, shape, labels=3, batch=2):
+    def _made(self, shape, labels=3, batch=2, postprocessing=()):
         plan = {"labels": tuple((number, f"l{number}") for number in range(labels))}
         predictor = _predictor(torch.nn.Conv3d(1, labels, 1), **plan)
+        predictor.postprocessing = postprocessing
         scan = ScanSize(shape, (1.0, 1.0, 1.0), 4)
         options = Options(batch_size=batch)
         return estimate(scan, [predictor], options, program=100, a_window=1000, overlapped=False)
@@ -119,6 +120,10 @@ class TestEstimate:
         assert many.slab == pytest.approx(few.slab * 42 / 4)
         assert (few.activations, many.activations) == (2000, 1000)
         assert few.program == 100
+
+    def test_finding_pieces_takes_memory_for_every_voxel(self):
+        plain, pieces = self._made((64, 64, 100)), self._made((64, 64, 100), postprocessing=("largest_component:1",))
+        assert pieces.labels - plain.labels == 6 * 64 * 64 * 100
 
     def test_overlapping_adds_a_case_to_read_and_one_to_write(self):
         values = {"program": 1, "reading": 20, "image": 300, "slab": 4000, "activations": 50_000, "labels": 600_000}

@@ -7,7 +7,7 @@ from tiny import tiny_plan
 
 from segscse.config import ModelConfig
 from segscse.errors import InputError
-from segscse.inference.model_folder import ModelFolder, find_model, load_model, save_model
+from segscse.inference.model_folder import ModelFolder, find_model, load_model, save_model, set_postprocessing
 from segscse.inference.predictor import load
 from segscse.nets.build import build_unet, network_arguments
 
@@ -52,6 +52,17 @@ def test_a_model_reads_back_equal(folder, model):
     assert (again.plan, again.network, again.provenance) == (model.plan, model.network, model.provenance)
     assert again.weights.keys() == model.weights.keys()
     assert all(torch.equal(again.weights[name], value) for name, value in model.weights.items())
+
+
+def test_the_postprocessing_can_be_changed_and_nothing_else_is(folder, model):
+    before = json.loads((folder / "model.json").read_text())
+    written = (folder / "model.json").stat().st_ino
+    set_postprocessing(folder, [])
+    assert (folder / "model.json").stat().st_ino == written
+    set_postprocessing(folder, ["largest_component:2"])
+    assert load_model(folder).postprocessing == ("largest_component:2",)
+    assert json.loads((folder / "model.json").read_text()) == before | {"postprocessing": ["largest_component:2"]}
+    assert load(folder).postprocessing == ("largest_component:2",)
 
 
 def test_weights_in_channels_last_memory_are_written_too(tmp_path, model):
@@ -107,9 +118,12 @@ class TestRefusals:
         with pytest.raises(InputError, match=r"model.safetensors: is not the file that was written \(its SHA-256"):
             load_model(folder)
 
-    def test_postprocessing_that_is_not_known(self, folder):
-        _edit(folder, lambda d: d.update(postprocessing=["largest_component"]))
-        with pytest.raises(InputError, match=r"asks for the postprocessing \['largest_component'\]"):
+    @pytest.mark.parametrize(
+        "steps", [["largest_component"], ["largest_component:9"], ["largest_component:0"], ["largest_component:2"] * 2]
+    )
+    def test_postprocessing_that_is_not_known(self, folder, steps):
+        _edit(folder, lambda d: d.update(postprocessing=steps))
+        with pytest.raises(InputError, match=r"asks for the postprocessing \['largest_component"):
             load_model(folder)
 
     @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", ".hidden", "a/b"])

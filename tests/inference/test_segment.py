@@ -10,8 +10,9 @@ from tiny import tiny_case, tiny_plan, tiny_plan_2d
 from segscse.data.network_grid import preprocess_array
 from segscse.data.plan import Normalisation
 from segscse.errors import InputError
+from segscse.inference.postprocess import apply_steps
 from segscse.inference.predictor import Ensemble, Predictor, load_ensemble
-from segscse.inference.segment import Options, plan_sweeps, segment, wanted_voxels
+from segscse.inference.segment import Options, plan_sweeps, segment, shared_steps, wanted_voxels
 
 CPU = torch.device("cpu")
 
@@ -64,6 +65,33 @@ def test_mirroring_averages_the_logits_of_each_window():
 
     labels, _ = naive_restore(naive_logits(prepared.image, averaged, window=(8, 8, 8)), prepared, plan.label_ids)
     np.testing.assert_array_equal(predictor.predict((image, np.eye(4))).array, labels)
+
+
+class TestPostprocessing:
+    STEPS = ("largest_component:2", "largest_component:5")
+
+    def _image(self):
+        return np.random.default_rng(8).normal(100, 20, (19, 16, 12)).astype(np.float32)
+
+    def test_the_label_map_and_the_volumes_are_those_after_it(self):
+        plan = tiny_plan(patch_size=(8, 8, 8))
+        raw = _predictor(plan).predict((self._image(), np.eye(4)))
+        kept = _predictor(plan, postprocessing=self.STEPS).predict((self._image(), np.eye(4)))
+        expected = raw.array.copy()
+        lost = apply_steps(expected, self.STEPS)
+        assert sum(lost.values()) > 0
+        np.testing.assert_array_equal(kept.array, expected)
+        for label in (2, 5):
+            assert kept.quality()[f"volume_ml_{label}"] == pytest.approx((expected == label).sum() / 1000)
+            assert kept.quality()[f"components_{label}"] == raw.quality()[f"components_{label}"]
+
+    def test_an_ensemble_takes_the_steps_that_all_its_members_ask_for(self):
+        plan = tiny_plan(patch_size=(8, 8, 8))
+        members = [_predictor(plan, 0, postprocessing=self.STEPS), _predictor(plan, 1, postprocessing=self.STEPS[1:])]
+        assert shared_steps(members) == self.STEPS[1:]
+        raw = Ensemble([_predictor(plan, seed) for seed in (0, 1)]).predict((self._image(), np.eye(4))).array
+        apply_steps(raw, self.STEPS[1:])
+        np.testing.assert_array_equal(Ensemble(members).predict((self._image(), np.eye(4))).array, raw)
 
 
 class TestForegroundOnly:
