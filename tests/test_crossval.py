@@ -33,22 +33,22 @@ def test_every_case_is_scored_once_by_a_fold_that_has_not_seen_it(dataset, confi
 
 
 def test_pieces_are_removed_from_then_on_where_the_scores_show_that_it_helps(config, tmp_path):
-    dataset = write_dataset(tmp_path / "data", cases=8)  # of six cases no test could reject for two labels
-    segscse.cross_validate(dataset, out=tmp_path / "cv", config=config)
+    data = write_dataset(tmp_path / "data", cases=8)  # of six cases no test could reject for two labels
+    segscse.cross_validate(data, out=tmp_path / "cv", config=config)
     folders = [tmp_path / "cv" / f"fold{fold}" for fold in range(3)]
     decided = read_json(tmp_path / "cv" / "postprocessing.json")
     assert [row["name"] for row in decided["labels"]] == ["block", "ball"]
     assert [segscse.load(folder).postprocessing for folder in folders] == [tuple(decided["steps"])] * 3
 
     # A speck in each prediction, which is otherwise perfect.
-    index = open_dataset(dataset)
+    index = open_dataset(data)
     for case in index.cases:
         (file,) = (tmp_path / "cv").glob(f"fold*/validation/predictions/{case.id}.nii.gz")
         reference = nib.load(case.label)
         voxels = np.asarray(reference.dataobj).copy()
         voxels[tuple(np.argwhere(voxels == 0)[-1])] = 2
         nib.save(nib.Nifti1Image(voxels, reference.affine), file)
-    segscse.cross_validate(dataset, out=tmp_path / "cv", config=config, resume=True)
+    segscse.cross_validate(data, out=tmp_path / "cv", config=config, resume=True)
     decided = read_json(tmp_path / "cv" / "postprocessing.json")
     assert [(row["cases_changed"], row["difference"] > 0) for row in decided["labels"]] == [(8, True), (0, False)]
     assert decided["steps"] == ["largest_component:2"]
