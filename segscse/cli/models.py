@@ -98,6 +98,7 @@ def _train_one_fold(asked: _Training) -> None:
 
 def _train_all_folds(asked: _Training) -> None:
     from segscse.crossval import cross_validate
+    from segscse.files import read_json
 
     console = make_console(quiet=asked.ranks.rank > 0)
     with joined(asked.ranks) as group, show_bar(console, "validating") as progress:
@@ -114,6 +115,9 @@ def _train_all_folds(asked: _Training) -> None:
         )
     if group.first:
         say_scores(summary, asked.folder / "evaluation")
+        for row in read_json(asked.folder / "postprocessing.json")["labels"]:
+            if row["taken"]:
+                say(f"the models keep only the largest piece of {row['name']}: Dice {row['difference']:+.4f}")
 
 
 def predict(
