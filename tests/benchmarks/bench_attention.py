@@ -1,6 +1,9 @@
 """What a gate costs: in the Task04 U-Net at every encoder and decoder block, and alone beside reading and writing.
 
-Run: python tests/benchmarks/bench_attention.py
+Run: python tests/benchmarks/bench_attention.py [--precision bf16]
+
+Where the hardware does not multiply in bf16, oneDNN emulates it: convolutions take longer than in fp32, and what a gate
+adds is a smaller share of them than it would be on hardware that does.
 """
 
 import argparse
@@ -68,7 +71,7 @@ def inference(net, x, context):
         net(x)
 
 
-def unets(features, repeats, context):
+def unets(features, repeats, context, precision):
     x = channels_last(torch.randn(BATCH, 1, *PATCH))
     nets = {variant: network(variant, features) for variant in VARIANTS}
     found = {}
@@ -79,7 +82,7 @@ def unets(features, repeats, context):
             name: {"ms": round(1000 * seconds, 1), "added": round(seconds / times["none"] - 1, 4)}
             for name, seconds in times.items()
         }
-    arguments = ("--features", ",".join(map(str, features)))
+    arguments = ("--precision", precision, "--features", ",".join(map(str, features)))
     idle = peak_mb(__file__, "--peak", "idle", *arguments)
     peaks = {name: peak_mb(__file__, "--peak", name, *arguments) - idle for name in VARIANTS}
     found["peak training memory"] = {
@@ -125,10 +128,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--features", default="32,64,128,256")
     parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--peak", help="one training step of a variant, for its peak memory")
     options = parser.parse_args()
     features = tuple(int(width) for width in options.features.split(","))
-    precision = pick_precision("auto", torch.device("cpu"))
+    precision = pick_precision(options.precision, torch.device("cpu"))
 
     def context():
         return autocast(torch.device("cpu"), precision)
@@ -139,8 +143,11 @@ def main():
             training_step(net, channels_last(torch.randn(BATCH, 1, *PATCH)), context)
         sys.stdout.write(f"{own_peak_mb():.0f}\n")
         return
-    save(f"attention_{features[0]}", {"features": features, **unets(features, options.repeats, context)})
-    save("attention_blocks", {"blocks": blocks(options.repeats)})
+    suffix = "" if options.precision == "auto" else f"_{precision}"
+    found = unets(features, options.repeats, context, precision)
+    save(f"attention_{features[0]}{suffix}", {"features": features, "unet_precision": precision, **found})
+    if not suffix:
+        save("attention_blocks", {"blocks": blocks(options.repeats)})
 
 
 if __name__ == "__main__":
