@@ -30,7 +30,7 @@ import tempfile
 import venv
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -103,15 +103,15 @@ def _folders(work: Path) -> dict[str, str]:
     return {f"nnUNet_{name}": str(work.parent / name) for name in ("raw", "preprocessed", "results")}
 
 
-def environment(folder: Path) -> Path:
-    """Make an environment with the peers and return its Python."""
+def environment(folder: Path, extra: Sequence[str] = ()) -> Path:
+    """Make an environment with the peers and extra packages, where there is none, and return its Python."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         venv.create(folder, with_pip=True)
         inside = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
         purelib = subprocess.run(inside, check=True, capture_output=True, text=True).stdout.strip()
         Path(purelib, "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *PEERS, *NEEDED]
+        install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *PEERS, *NEEDED, *extra]
         subprocess.run(install, check=True)
     return python
 
