@@ -113,8 +113,8 @@ class AugmentConfig:
     """Range of the zoom factor."""
     spatial_p: float = 0.3
     """Probability of a rotation, and of a zoom."""
-    mirror: bool = True
-    """Mirror along every axis whose directions no label's name tells apart, in training and with --tta."""
+    mirror: Literal["auto", "all", "none"] = "auto"
+    """Axes to mirror along, in training and with --tta: all, or those whose two directions look alike in the data."""
     noise_p: float = 0.1
     """Probability of Gaussian noise."""
     blur_p: float = 0.1

@@ -151,7 +151,7 @@ class TestLoading:
             {
                 "model": {"spatial_dims": 2, "attention": {"encoder": "eca", "reduction": 4}},
                 "data": {"spacing_mm": [0.5, 0.5, 3.0], "batch_size": 7},
-                "augment": {"scale": [0.9, 1.1], "mirror": False},
+                "augment": {"scale": [0.9, 1.1], "mirror": "none"},
                 "train": {"max_steps": 10, "budget": "1.5h", "patience": 3},
             }
         )

@@ -38,7 +38,7 @@ def augment_batch(
     image, label = random_affine(image, label, plan.patch_size, spacing, config, draws)
     for intensity in (_noise, _blur, _brightness, _contrast, _low_resolution, _gamma):
         image = intensity(image, config, draws)
-    if config.mirror:
+    if config.mirror != "none":
         axes = [plan.window_axes.index(axis) for axis in plan.mirror_axes]
         image, label = random_mirror(image, label, axes, draws)
     return image, label

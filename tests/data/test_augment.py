@@ -10,7 +10,7 @@ from segscse.data import augment
 from segscse.data.augment import augment_batch, centre_cut, gaussian_blur, random_affine, random_mirror
 
 NOTHING = AugmentConfig(
-    spatial_p=0, mirror=False, noise_p=0, blur_p=0, brightness_p=0, contrast_p=0, low_resolution_p=0, gamma_p=0
+    spatial_p=0, mirror="none", noise_p=0, blur_p=0, brightness_p=0, contrast_p=0, low_resolution_p=0, gamma_p=0
 )
 INTENSITIES = ["noise_p", "blur_p", "brightness_p", "contrast_p", "low_resolution_p", "gamma_p"]
 
@@ -89,7 +89,7 @@ class TestWholeBatches:
         image, label = _coordinates((40,) * dims, 6)
         image, label = image.transpose(2, 2 + axis), label.transpose(1, 1 + axis)
         plan = _plan(build_plan, dims, patch_size=(16,) * dims)
-        config = dataclasses.replace(NOTHING, spatial_p=0.9, mirror=True, scale=(0.8, 1.2))
+        config = dataclasses.replace(NOTHING, spatial_p=0.9, mirror="auto", scale=(0.8, 1.2))
         out, out_label = augment_batch(image, label, plan, config, _draws(6, axis))
         # A linear ramp is interpolated exactly, and the nearest voxel is at most half a voxel away.
         assert (out[:, 0] - out_label).abs().max() <= 0.5 + 1e-3
@@ -109,7 +109,7 @@ class TestWholeBatches:
 class TestMirroring:
     @pytest.mark.parametrize("allowed", [(), (0,), (1, 2), (0, 1, 2)])
     def test_only_the_axes_of_the_plan_are_mirrored(self, build_plan, allowed):
-        config = dataclasses.replace(NOTHING, mirror=True)
+        config = dataclasses.replace(NOTHING, mirror="auto")
         plan = _plan(build_plan, 3, patch_size=(6, 6, 6), mirror_axes=allowed)
         for axis in range(3):
             image, label = _coordinates((6, 6, 6), 32)
@@ -124,7 +124,7 @@ class TestMirroring:
     def test_in_2d_axes_are_counted_within_the_slice(self, build_plan):
         plan = _plan(build_plan, 2, slice_axis=0, patch_size=(6, 6), mirror_axes=(2,))
         image, label = _coordinates((6, 6), 32)
-        config = dataclasses.replace(NOTHING, mirror=True)
+        config = dataclasses.replace(NOTHING, mirror="auto")
         assert torch.equal(augment_batch(image, label, plan, config, _draws(32))[0], image)
         image, label = image.transpose(2, 3), label.transpose(1, 2)
         assert not torch.equal(augment_batch(image, label, plan, config, _draws(32))[0], image)

@@ -170,6 +170,18 @@ class TestMirroring:
     def test_each_pair_of_directions_stops_mirroring_along_its_own_axis(self, name, axes):
         assert _plan(_fingerprint(labels={0: "background", 1: name})).mirror_axes == axes
 
+    def test_scans_that_show_one_way_around_stop_mirroring(self):
+        plan = _plan(dataclasses.replace(_fingerprint(), directed={1: 2.5, 2: 100.0}))
+        assert plan.mirror_axes == (0,)
+        assert (
+            sum("the scans show it one way around, mirrored they lie 2.5 times" in text for text in plan.reasons) == 1
+        )
+
+    def test_all_and_none_do_not_ask_the_data(self):
+        fingerprint = dataclasses.replace(_fingerprint(labels={0: "background", 1: "left"}), directed={1: 2.5})
+        assert _plan(fingerprint, augment={"mirror": "all"}).mirror_axes == (0, 1, 2)
+        assert _plan(fingerprint, augment={"mirror": "none"}).mirror_axes == ()
+
     def test_in_2d_the_slice_axis_is_never_mirrored(self):
         fingerprint = _fingerprint(spacing=(5.0, 1.0, 1.0))
         assert _plan(fingerprint, model={"spatial_dims": 2}).mirror_axes == (1, 2)
