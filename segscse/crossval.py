@@ -84,7 +84,7 @@ def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str,
     predictions = {name: _prediction(place, name) for place in places for name in _validated(place)}
     references = {name: case.label for name, case in cases.items() if case.label is not None}
     subjects = subjects_of_cases(cases.values())
-    summary = evaluate_folders(
+    scored = evaluate_folders(
         predictions,
         references,
         folder / "evaluation",
@@ -92,12 +92,12 @@ def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str,
         names=dict(planned.plan.labels),
         labels=planned.plan.label_ids,
         subjects=subjects,
-    ).summary
-    pieces = to_json(compare_largest(predictions, references, dict(planned.plan.labels[1:]), subjects))
+    )
+    pieces = to_json(compare_largest(scored.table, predictions, references, subjects))
     write_json(folder / "postprocessing.json", pieces)
     for place in places:
         set_postprocessing(place, pieces["steps"])
-    return summary
+    return scored.summary
 
 
 def refuse_used(folder: Path) -> None:

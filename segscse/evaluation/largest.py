@@ -15,13 +15,11 @@ from segscse.evaluation.overlap import count
 from segscse.evaluation.paired import PairedDifference, correct, paired_difference
 from segscse.inference.postprocess import keep_largest, largest_step
 
-SIDES = ("as predicted", "largest piece")
-
 
 def compare_largest(
+    table: pd.DataFrame,
     predictions: Mapping[str, Path],
     references: Mapping[str, Path],
-    labels: Mapping[int, str],
     subjects: Mapping[str, str] | None = None,
 ) -> dict[int, PairedDifference]:
     """Return, for every label, the paired difference in Dice between its largest piece and all of it.
@@ -29,28 +27,38 @@ def compare_largest(
     Holm's correction goes over the labels. A label is worth the step where the difference is `shown` and above 0.
 
     Args:
+        table: scores of the predictions, as `evaluate` returns them.
         predictions: case to label map, not postprocessed, each by a model that has not seen the case.
         references: likewise.
-        labels: foreground ids to names.
         subjects: subject of every case, where subjects have several.
 
     Raises:
         InputError: a file cannot be read, or the two of a case lie on different grids.
     """
-    dice = {side: pd.DataFrame(index=sorted(predictions), columns=list(labels), dtype=float) for side in SIDES}
-    for pair in pair_cases(predictions, references):
+    rows = table.set_index(["case", "label"])
+    before = rows["dice"]
+    several = rows[(rows["n_components_pred"] > 1) & before.notna()]
+    changed: dict[tuple[str, int], float] = {}
+    for case in sorted({str(case) for case, _ in several.index}):
+        (pair,) = pair_cases({case: predictions[case]}, {case: references[case]})
         prediction, reference, _ = load_pair(pair, None)
-        for label in labels:
-            of_label = dice_of_both(prediction.array == label, reference.array == label)
-            for side, value in zip(SIDES, of_label, strict=True):
-                dice[side].loc[pair.case, label] = value
+        for label in several.loc[case].index:
+            changed[case, label] = dice_of_largest(prediction.array == label, reference.array == label)
+    after = before.copy()
+    after.update(pd.Series(changed, dtype=float))
     known = None if subjects is None else dict(subjects)
-    before, after = (dice[side] for side in SIDES)
-    rows = [
-        paired_difference(before[label], after[label], what=name, names=SIDES, subjects=known)
-        for label, name in labels.items()
+    names = rows["name"].groupby(level="label").first()
+    found = [
+        paired_difference(
+            before.xs(label, level="label"),
+            after.xs(label, level="label"),
+            what=name,
+            names=("as predicted", "largest piece"),
+            subjects=known,
+        )
+        for label, name in names.items()
     ]
-    return dict(zip(labels, correct(rows), strict=True))
+    return dict(zip(names.index.tolist(), correct(found), strict=True))
 
 
 def better_alone(found: Mapping[int, PairedDifference]) -> list[int]:
@@ -84,10 +92,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def dice_of_both(predicted: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Return the Dice of two masks `(X, Y, Z)`, and with only the largest piece of the first; NaN if both are empty."""
-    before = count(predicted, reference, predicted.size).dice
-    if math.isnan(before):
-        return before, before
+def dice_of_largest(predicted: np.ndarray, reference: np.ndarray) -> float:
+    """Return the Dice of the largest piece of a mask `(X, Y, Z)`, which has several, with another mask."""
     kept = predicted.view(np.uint8).copy(order="K")
-    return before, count(kept > 0, reference, kept.size).dice if keep_largest(kept, 1) else before
+    keep_largest(kept, 1)
+    return count(kept > 0, reference, kept.size).dice

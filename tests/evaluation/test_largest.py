@@ -1,11 +1,11 @@
 import json
-import math
 
 import numpy as np
 import pytest
 from volumes import write_volume
 
-from segscse.evaluation.largest import better_alone, compare_largest, dice_of_both, to_json
+from segscse.evaluation.largest import better_alone, compare_largest, dice_of_largest, to_json
+from segscse.evaluation.scores import evaluate
 
 NAMES = {1: "liver", 4: "lesion"}
 
@@ -30,8 +30,13 @@ def folders(tmp_path):
     return predictions, references
 
 
+def _compare(predictions, references, subjects=None, labels=tuple(NAMES)):
+    table = evaluate(predictions, references, labels, names=NAMES)
+    return compare_largest(table, predictions, references, subjects)
+
+
 def test_specks_are_worth_removing_and_true_pieces_are_not(folders):
-    found = compare_largest(*folders, NAMES)
+    found = _compare(*folders)
     assert better_alone(found) == [1]
     assert found[1].n == found[1].wins == 12
     assert found[4].losses == 12
@@ -48,28 +53,27 @@ def test_specks_are_worth_removing_and_true_pieces_are_not(folders):
 def test_specks_of_one_case_show_nothing(folders):
     predictions, references = folders
     few = {name: predictions[name] if name == "case_3" else references[name] for name in references}
-    found = compare_largest(few, references, NAMES)
+    found = _compare(few, references)
     assert found[1].difference > 0
     assert better_alone(found) == []
 
 
 def test_cases_of_one_subject_count_once(folders):
-    found = compare_largest(*folders, NAMES, dict.fromkeys(folders[0], "one"))
+    found = _compare(*folders, dict.fromkeys(folders[0], "one"))
     assert found[1].n_units == 1
     assert better_alone(found) == []
 
 
 def test_a_label_that_occurs_nowhere_cannot_be_judged(folders):
-    found = compare_largest(*folders, {9: "nothing"})
+    found = _compare(*folders, labels=[9])
     assert found[9].n == 0
     assert to_json(found)["labels"][0]["difference"] is None
 
 
-def test_both_dice_by_hand():
+def test_the_dice_by_hand():
     reference = np.zeros((6, 1, 1), bool)
     reference[:3] = True
     predicted = np.array([1, 1, 0, 0, 1, 0], bool).reshape(6, 1, 1)
-    assert dice_of_both(predicted, reference) == (2 * 2 / 6, 2 * 2 / 5)
+    assert dice_of_largest(predicted, reference) == 2 * 2 / 5
     assert predicted.sum() == 3
-    assert dice_of_both(predicted, np.zeros_like(reference)) == (0.0, 0.0)
-    assert all(math.isnan(value) for value in dice_of_both(np.zeros_like(reference), np.zeros_like(reference)))
+    assert dice_of_largest(predicted, np.zeros_like(reference)) == 0
