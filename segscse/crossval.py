@@ -13,7 +13,7 @@ from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
 from segscse.evaluation.folders import evaluate_folders
-from segscse.evaluation.largest import compare_largest, to_json
+from segscse.evaluation.largest import compare_largest, decision
 from segscse.files import read_json, write_json
 from segscse.inference.model_folder import set_postprocessing
 from segscse.ranks import ALONE, Group
@@ -93,7 +93,7 @@ def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str,
         labels=planned.plan.label_ids,
         subjects=subjects,
     )
-    pieces = to_json(compare_largest(scored.table, predictions, references, subjects))
+    pieces = decision(compare_largest(scored.table, predictions, references, subjects))
     write_json(folder / "postprocessing.json", pieces)
     for place in places:
         set_postprocessing(place, pieces["steps"])

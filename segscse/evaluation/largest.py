@@ -66,7 +66,7 @@ def better_alone(found: Mapping[int, PairedDifference]) -> list[int]:
     return [label for label, row in found.items() if row.shown and row.difference > 0]
 
 
-def to_json(found: Mapping[int, PairedDifference]) -> dict[str, Any]:
+def decision(found: Mapping[int, PairedDifference]) -> dict[str, Any]:
     """Return the steps that are taken and, for every label, why, as a JSON-ready value."""
     chosen = better_alone(found)
     rows = [

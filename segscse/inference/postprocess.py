@@ -42,7 +42,8 @@ def keep_largest(labels: np.ndarray, label: int) -> int:
         return 0
     inside = mask[box[0]]
     pieces = np.empty(inside.shape, np.int32)
-    if int(ndimage.label(inside, np.ones((3,) * inside.ndim), output=pieces)) < 2:
+    number = int(ndimage.label(inside, np.ones((3, 3, 3)), output=pieces))
+    if number < 2:
         return 0
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from volumes import write_volume
 
-from segscse.evaluation.largest import better_alone, compare_largest, dice_of_largest, to_json
+from segscse.evaluation.largest import better_alone, compare_largest, decision, dice_of_largest
 from segscse.evaluation.scores import evaluate
 
 NAMES = {1: "liver", 4: "lesion"}
@@ -42,7 +42,7 @@ def test_specks_are_worth_removing_and_true_pieces_are_not(folders):
     assert found[4].losses == 12
     assert found[4].mean_a == 1.0
     assert found[4].mean_b == pytest.approx(2 * 16 / (16 + 28))
-    report = json.loads(json.dumps(to_json(found), allow_nan=False))
+    report = json.loads(json.dumps(decision(found), allow_nan=False))
     assert report["steps"] == ["largest_component:1"]
     assert [(row["name"], row["cases_changed"], row["taken"]) for row in report["labels"]] == [
         ("liver", 12, True),
@@ -67,7 +67,7 @@ def test_cases_of_one_subject_count_once(folders):
 def test_a_label_that_occurs_nowhere_cannot_be_judged(folders):
     found = _compare(*folders, labels=[9])
     assert found[9].n == 0
-    assert to_json(found)["labels"][0]["difference"] is None
+    assert decision(found)["labels"][0]["difference"] is None
 
 
 def test_the_dice_by_hand():
