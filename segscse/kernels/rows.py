@@ -23,6 +23,8 @@ from numba.extending import intrinsic, overload
 from segscse.kernels.parts import MAX_CHANNELS
 
 BLOCK = 256
+# Voxels whose spatial gates are worked out together: vectors of them, and a map's rows that stay in the first cache.
+TOGETHER = 64
 # Sums may be reordered (that is what vectors need); NaN and infinity keep their meaning.
 FAST_MATH = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -97,6 +99,50 @@ def _to_bfloat16(context: Any, value: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
+@intrinsic
+def _float_of(context: Any, bits: Any) -> Any:
+    """The float32 with these 32 bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+def _sigmoids(values: Any, number: Any) -> None:
+    """Put the sigmoid of the first values in their place."""
+
+
+@overload(_sigmoids, inline="always", strict=False)
+def _sigmoids_overload(values: Any, number: Any) -> Callable[..., Any]:
+    return _sigmoids_32 if values.dtype == types.float32 else _sigmoids_64
+
+
+def _sigmoids_64(values: Any, number: Any) -> None:
+    for k in range(number):
+        values[k] = 1 / (1 + np.exp(-values[k]))
+
+
+# exp in 32 bits as in Cephes (expf): 2 ** n times a polynomial of the rest, which unlike a call makes vector loops.
+_ONE, _HALF, _LOG2_E = np.float32(1), np.float32(0.5), np.float32(1.44269504088896341)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LEAST, _MOST = np.float32(-87), np.float32(88)
+_P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+
+
+def _sigmoids_32(values: Any, number: Any) -> None:
+    for k in range(number):
+        x = -values[k]
+        x = _LEAST if x < _LEAST else x
+        x = _MOST if x > _MOST else x
+        n = np.floor(x * _LOG2_E + _HALF)
+        r = x - n * _LN2_HIGH - n * _LN2_LOW
+        p = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
+        power = _float_of(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))  # type: ignore[call-arg]
+        values[k] = _ONE / (_ONE + (p * r * r + r + _ONE) * power)
+
+
 def _wide(stored: Any) -> Any:
     """Return a stored value as a number to compute with."""
 
@@ -149,12 +195,13 @@ def activation_sums(
     some = np.zeros(channels, table.dtype)
     for sample in range(low // voxels, (high - 1) // voxels + 1):
         source, p = x[sample], table[sample]
+        factor, addend = p[0] * p[2], p[3] - p[1] * p[2]
         begin, end = max(low - sample * voxels, 0), min(high - sample * voxels, voxels)
         for start in range(begin, end, BLOCK):
             some[:] = 0
             for voxel in range(start, min(start + BLOCK, end)):
                 for c in range(channels):
-                    n = (_wide(source[voxel, c]) * p[0, c] - p[1, c]) * p[2, c] + p[3, c]
+                    n = _wide(source[voxel, c]) * factor[c] + addend[c]
                     some[c] += n if n > 0 else n * slope
             total[sample] += some
 
@@ -172,24 +219,30 @@ def forward_rows(
 ) -> None:
     """Write the activation times its gate; `spatial` says whether the gate has its sigmoid."""
     voxels, channels = x.shape[1], min(x.shape[2], MAX_CHANNELS)
-    work = np.empty(7 * STRIDE, table.dtype)
-    one, gate = slope / slope, slope * 0
+    work, gates = np.empty(4 * STRIDE, table.dtype), np.zeros(TOGETHER, table.dtype)
     for sample in range(low // voxels, (high - 1) // voxels + 1):
-        source, target = x[sample], y[sample]
-        for k in range(6):
-            work[k * STRIDE : k * STRIDE + channels] = table[sample, k]
-        for voxel in range(max(low - sample * voxels, 0), min(high - sample * voxels, voxels)):
-            logit = bias
-            for c in range(channels):
-                h = _wide(source[voxel, c]) * work[SCALE + c] - work[OFFSET + c]
-                n = h * work[GAMMA + c] + work[BETA + c]
-                t = n if n > 0 else n * slope
-                work[6 * STRIDE + c] = t
-                logit += t * work[WEIGHT + c]
+        source, target, p = x[sample], y[sample], table[sample]
+        work[:channels] = p[0] * p[2]
+        work[STRIDE : STRIDE + channels] = p[3] - p[1] * p[2]
+        work[2 * STRIDE : 2 * STRIDE + channels] = p[5]
+        work[3 * STRIDE : 3 * STRIDE + channels] = p[4]
+        begin, end = max(low - sample * voxels, 0), min(high - sample * voxels, voxels)
+        for start in range(begin, end, TOGETHER):
+            stop = min(start + TOGETHER, end)
             if spatial:
-                gate = one / (one + np.exp(-logit))
-            for c in range(channels):
-                target[voxel, c] = _narrow(target, work[6 * STRIDE + c] * (work[GATE + c] + gate))
+                for voxel in range(start, stop):
+                    logit = bias
+                    for c in range(channels):
+                        n = _wide(source[voxel, c]) * work[c] + work[STRIDE + c]
+                        logit += (n if n > 0 else n * slope) * work[2 * STRIDE + c]
+                    gates[voxel - start] = logit
+                _sigmoids(gates, stop - start)
+            for voxel in range(start, stop):
+                gate = gates[voxel - start]
+                for c in range(channels):
+                    n = _wide(source[voxel, c]) * work[c] + work[STRIDE + c]
+                    t = n if n > 0 else n * slope
+                    target[voxel, c] = _narrow(target, t * (work[3 * STRIDE + c] + gate))
 
 
 @_compiled
@@ -212,47 +265,50 @@ def backward_sums(  # noqa: C901, one nest of loops, which the compiler turns in
     the gradient of the mean, so the third and fourth complete them once that is known, without another pass.
     """
     voxels, channels = x.shape[1], min(x.shape[2], MAX_CHANNELS)
-    work = np.empty(16 * STRIDE, table.dtype)
-    one, gate, dlogit = slope / slope, slope * 0, slope * 0
+    work, gates, dots = np.empty(12 * STRIDE, table.dtype), np.zeros(BLOCK, table.dtype), np.zeros(BLOCK, table.dtype)
+    one = slope / slope
     for sample in range(low // voxels, (high - 1) // voxels + 1):
         source, upstream = x[sample], dy[sample]
         for k in range(6):
             work[k * STRIDE : k * STRIDE + channels] = table[sample, k]
         begin, end = max(low - sample * voxels, 0), min(high - sample * voxels, voxels)
         for start in range(begin, end, BLOCK):
-            work[10 * STRIDE :] = 0
-            bias_sum = slope * 0
-            for voxel in range(start, min(start + BLOCK, end)):
+            work[6 * STRIDE :] = 0
+            stop, bias_sum = min(start + BLOCK, end), slope * 0
+            if spatial:
+                for voxel in range(start, stop):
+                    logit, dot = bias, slope * 0
+                    for c in range(channels):
+                        h = _wide(source[voxel, c]) * work[SCALE + c] - work[OFFSET + c]
+                        n = h * work[GAMMA + c] + work[BETA + c]
+                        t = n if n > 0 else n * slope
+                        logit += t * work[WEIGHT + c]
+                        dot += t * _wide(upstream[voxel, c])
+                    gates[voxel - start], dots[voxel - start] = logit, dot
+                _sigmoids(gates, stop - start)
+                for voxel in range(start, stop):
+                    gate = gates[voxel - start]
+                    dots[voxel - start] *= gate * (one - gate)
+                    kept[sample, voxel, 0] = gate
+                    kept[sample, voxel, 1] = dots[voxel - start]
+                    bias_sum += dots[voxel - start]
+            for voxel in range(start, stop):
+                gate, dlogit = gates[voxel - start], dots[voxel - start]
                 for c in range(channels):
                     h = _wide(source[voxel, c]) * work[SCALE + c] - work[OFFSET + c]
                     n = h * work[GAMMA + c] + work[BETA + c]
-                    s = one if n > 0 else slope
-                    work[6 * STRIDE + c] = h
-                    work[7 * STRIDE + c] = n * s
-                    work[8 * STRIDE + c] = s
-                    work[9 * STRIDE + c] = _wide(upstream[voxel, c])
-                if spatial:
-                    logit, dot = bias, slope * 0
-                    for c in range(channels):
-                        logit += work[7 * STRIDE + c] * work[WEIGHT + c]
-                        dot += work[7 * STRIDE + c] * work[9 * STRIDE + c]
-                    gate = one / (one + np.exp(-logit))
-                    dlogit = dot * gate * (one - gate)
-                    kept[sample, voxel, 0] = gate
-                    kept[sample, voxel, 1] = dlogit
-                    bias_sum += dlogit
-                for c in range(channels):
-                    h, t, s, d = work[6 * STRIDE + c], work[7 * STRIDE + c], work[8 * STRIDE + c], work[9 * STRIDE + c]
+                    s, d = one if n > 0 else slope, _wide(upstream[voxel, c])
+                    t = n * s
                     e = (d * (work[GATE + c] + gate) + dlogit * work[WEIGHT + c]) * s
-                    work[10 * STRIDE + c] += e
-                    work[11 * STRIDE + c] += e * h
-                    work[12 * STRIDE + c] += s
-                    work[13 * STRIDE + c] += s * h
-                    work[14 * STRIDE + c] += d * t
-                    work[15 * STRIDE + c] += dlogit * t
+                    work[6 * STRIDE + c] += e
+                    work[7 * STRIDE + c] += e * h
+                    work[8 * STRIDE + c] += s
+                    work[9 * STRIDE + c] += s * h
+                    work[10 * STRIDE + c] += d * t
+                    work[11 * STRIDE + c] += dlogit * t
             for k in range(6):
                 for c in range(channels):
-                    total[sample, k, c] += work[(10 + k) * STRIDE + c]
+                    total[sample, k, c] += work[(6 + k) * STRIDE + c]
             total[sample, 6, 0] += bias_sum
 
 
