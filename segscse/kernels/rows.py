@@ -64,6 +64,8 @@ class Sum(IntEnum):
 SCALE, OFFSET, GAMMA, BETA, GATE, WEIGHT, POOLED, FACTOR, MEAN_GRADIENT, MEAN_PRODUCT = (
     int(row) * STRIDE for row in Row
 )
+# Rows of the forward pass' work array: normalisation as n = product x + addend, weight and gate.
+PRODUCT, ADDEND, WEIGHTS, GATES = (row * STRIDE for row in range(4))
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,7 +141,7 @@ def _sigmoids_32(values: Any, number: Any) -> None:
         n = np.floor(x * _LOG2_E + _HALF)
         r = x - n * _LN2_HIGH - n * _LN2_LOW
         p = ((((_P0 * r + _P1) * r + _P2) * r + _P3) * r + _P4) * r + _P5
-        power = _float_of(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))  # type: ignore[call-arg]
+        power = _float_of(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))  # type: ignore[call-arg, var-annotated]
         values[k] = _ONE / (_ONE + (p * r * r + r + _ONE) * power)
 
 
@@ -195,13 +197,13 @@ def activation_sums(
     some = np.zeros(channels, table.dtype)
     for sample in range(low // voxels, (high - 1) // voxels + 1):
         source, p = x[sample], table[sample]
-        factor, addend = p[0] * p[2], p[3] - p[1] * p[2]
+        product, addend = p[0] * p[2], p[3] - p[1] * p[2]
         begin, end = max(low - sample * voxels, 0), min(high - sample * voxels, voxels)
         for start in range(begin, end, BLOCK):
             some[:] = 0
             for voxel in range(start, min(start + BLOCK, end)):
                 for c in range(channels):
-                    n = _wide(source[voxel, c]) * factor[c] + addend[c]
+                    n = _wide(source[voxel, c]) * product[c] + addend[c]
                     some[c] += n if n > 0 else n * slope
             total[sample] += some
 
@@ -222,10 +224,10 @@ def forward_rows(
     work, gates = np.empty(4 * STRIDE, table.dtype), np.zeros(TOGETHER, table.dtype)
     for sample in range(low // voxels, (high - 1) // voxels + 1):
         source, target, p = x[sample], y[sample], table[sample]
-        work[:channels] = p[0] * p[2]
-        work[STRIDE : STRIDE + channels] = p[3] - p[1] * p[2]
-        work[2 * STRIDE : 2 * STRIDE + channels] = p[5]
-        work[3 * STRIDE : 3 * STRIDE + channels] = p[4]
+        work[PRODUCT : PRODUCT + channels] = p[0] * p[2]
+        work[ADDEND : ADDEND + channels] = p[3] - p[1] * p[2]
+        work[WEIGHTS : WEIGHTS + channels] = p[5]
+        work[GATES : GATES + channels] = p[4]
         begin, end = max(low - sample * voxels, 0), min(high - sample * voxels, voxels)
         for start in range(begin, end, TOGETHER):
             stop = min(start + TOGETHER, end)
@@ -233,16 +235,16 @@ def forward_rows(
                 for voxel in range(start, stop):
                     logit = bias
                     for c in range(channels):
-                        n = _wide(source[voxel, c]) * work[c] + work[STRIDE + c]
-                        logit += (n if n > 0 else n * slope) * work[2 * STRIDE + c]
+                        n = _wide(source[voxel, c]) * work[PRODUCT + c] + work[ADDEND + c]
+                        logit += (n if n > 0 else n * slope) * work[WEIGHTS + c]
                     gates[voxel - start] = logit
                 _sigmoids(gates, stop - start)
             for voxel in range(start, stop):
                 gate = gates[voxel - start]
                 for c in range(channels):
-                    n = _wide(source[voxel, c]) * work[c] + work[STRIDE + c]
+                    n = _wide(source[voxel, c]) * work[PRODUCT + c] + work[ADDEND + c]
                     t = n if n > 0 else n * slope
-                    target[voxel, c] = _narrow(target, t * (work[3 * STRIDE + c] + gate))
+                    target[voxel, c] = _narrow(target, t * (work[GATES + c] + gate))
 
 
 @_compiled
