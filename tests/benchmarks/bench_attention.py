@@ -14,7 +14,8 @@ from measure import alternate, own_peak_mb, peak_mb, save
 from torch import nn
 
 from segscse.attention import build_attention
-from segscse.hardware import autocast, pick_precision
+from segscse.hardware import autocast, keep_freed_memory, pick_precision
+from segscse.kernels.parts import recalibrate
 from segscse.nets.dims import channels_last, network_to_channels_last
 from segscse.nets.unet import UNet
 
@@ -124,6 +125,38 @@ def blocks(repeats):
     return found
 
 
+def kernels(repeats):
+    """Return what a gate adds to the kernels alone, over all gated blocks of the network, by type of map."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        added = {}
+        for shape in MAPS[1:]:
+            calls = {}
+            for name in ("none", "scse", "se", "eca"):
+                gate = None if name == "none" else build_attention(name, shape[1], spatial_dims=3).parts()
+                x, upstream = (channels_last(torch.randn(shape)).to(dtype) for _ in range(2))
+                leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+                norm = (torch.ones(shape[1], requires_grad=True), torch.zeros(shape[1], requires_grad=True), 1e-5)
+
+                def forward(x=x, norm=norm, gate=gate):
+                    with torch.inference_mode():
+                        recalibrate(x, norm=norm, slope=0.01, gate=gate)
+
+                def both(leaf=leaf, norm=norm, gate=gate, upstream=upstream):
+                    recalibrate(leaf, norm=norm, slope=0.01, gate=gate).backward(upstream)
+
+                calls[name, "forward"], calls[name, "forward and backward"] = forward, both
+            times = alternate(calls, repeats)
+            for (name, passes), seconds in times.items():  # an encoder and a decoder block have this size
+                more = 2000 * (seconds - times["none", passes])
+                added[name, passes] = added.get((name, passes), 0.0) + more
+        found[str(dtype).removeprefix("torch.")] = {
+            passes: {name: round(ms, 1) for (name, which), ms in added.items() if which == passes and name != "none"}
+            for passes in ("forward", "forward and backward")
+        }
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--features", default="32,64,128,256")
@@ -147,7 +180,9 @@ def main():
     found = unets(features, options.repeats, context, precision)
     save(f"attention_{features[0]}{suffix}", {"features": features, "unet_precision": precision, **found})
     if not suffix:
+        keep_freed_memory()
         save("attention_blocks", {"blocks": blocks(options.repeats)})
+        save("attention_kernels", {"added_ms": kernels(3 * options.repeats)})
 
 
 if __name__ == "__main__":
