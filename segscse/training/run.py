@@ -9,7 +9,7 @@ import signal
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -69,8 +69,8 @@ class Run:
     folder: Path
     dice: float | None
     steps: int
-    split: Split
-    planned: PlannedDataset
+    split: Split = field(repr=False)
+    planned: PlannedDataset = field(repr=False)
 
     def _repr_html_(self) -> str:
         """Show the run in a notebook."""
