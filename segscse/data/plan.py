@@ -300,7 +300,7 @@ def _mirror_axes(
             problem = f"{first!r} and {second!r} lie beside each other, always the same way around"
             reasons.append(f"no mirroring along {AXIS_NAMES[axis]}: {problem}")
         elif further := fingerprint.directed.get(axis):
-            problem = f"the scans show it one way around, mirrored they lie {further:g} times as far from each other"
+            problem = f"the scans show it one way around, mirrored they lie {further:g} times as far from their mean"
             reasons.append(f"no mirroring along {AXIS_NAMES[axis]}: {problem}")
         else:
             mirrored.append(axis)
