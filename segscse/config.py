@@ -151,8 +151,10 @@ class OptimConfig:
     """Share of the run in which the rate rises linearly."""
     clip_norm: float = 12.0
     """Largest norm of the gradient."""
+    average: Literal["polynomial", "ema", "none"] = "polynomial"
+    """Which average of the weights over the steps is validated and exported; none takes the last weights."""
     ema_decay: float = 0.998
-    """Decay of the moving average of the weights that is validated and exported; 0 switches it off."""
+    """Decay of the exponential moving average."""
 
     def __post_init__(self) -> None:
         _require(self.lr is None or self.lr > 0, "optim.lr", self.lr, "> 0")

@@ -17,7 +17,7 @@ from segscse.inference.pipeline import predict_files
 from segscse.inference.predictor import load
 from segscse.inference.segment import Segmentation
 from segscse.ranks import end, joined, read_ranks
-from segscse.training.averaging import EmaWeights
+from segscse.training.averaging import AveragedWeights
 from segscse.training.losses import deep_supervision_loss
 from segscse.training.module import SegModule
 from segscse.training.run import train_run
@@ -119,7 +119,7 @@ def _die_in_second_step(group):
 
 def _take_notes():
     """Keep which cases this process validates, and the average it has after every step."""
-    validate, average = SegModule.validation_step, EmaWeights.on_train_batch_end
+    validate, average = SegModule.validation_step, AveragedWeights.on_train_batch_end
 
     def validation_step(self, batch, index):
         seen["cases"].append(batch.get("case"))
@@ -129,7 +129,7 @@ def _take_notes():
         average(self, *arguments)
         seen["weights"].append({name: value.clone() for name, value in self.network_state().items()})
 
-    SegModule.validation_step, EmaWeights.on_train_batch_end = validation_step, on_train_batch_end
+    SegModule.validation_step, AveragedWeights.on_train_batch_end = validation_step, on_train_batch_end
 
 
 def _digest(state):

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.ranks import ALONE, Group
-from segscse.training.averaging import EmaWeights
+from segscse.training.averaging import AveragedWeights
 from segscse.training.checkpoints import BEST, FOLDER, LAST
 from segscse.training.clock import RunClock
 from segscse.training.log import MetricsTable
@@ -39,7 +39,7 @@ class RunKeeper(Callback):
         table: the log.
         stop: set by a signal while steps are made.
         save_model: writes weights and a summary as the run's model.
-        ema: the weight averaging, if any.
+        average: the weight averaging, if any.
         checkpoint_every_s: longest time without a checkpoint.
         patience: validations without improvement before the run stops, or None.
         group: the processes of the run; a signal to one stops all.
@@ -53,7 +53,7 @@ class RunKeeper(Callback):
         stop: StopRequest,
         save_model: SaveModel,
         *,
-        ema: EmaWeights | None,
+        average: AveragedWeights | None,
         checkpoint_every_s: float,
         patience: int | None,
         group: Group = ALONE,
@@ -63,7 +63,7 @@ class RunKeeper(Callback):
         self.table = table
         self.stop = stop
         self.save_model = save_model
-        self.ema = ema
+        self.average = average
         self.checkpoint_every_s = checkpoint_every_s
         self.patience = patience
         self.group = group
@@ -201,7 +201,7 @@ class RunKeeper(Callback):
     def _export(self, module: pl.LightningModule, scores: dict[str, Any]) -> None:
         assert isinstance(module, SegModule)  # the trainer only ever gets one
         self._require_finite(module)
-        state = self.ema.network_state() if self.ema is not None else None
+        state = self.average.network_state() if self.average is not None else None
         known = {name: None if score is None or math.isnan(score) else score for name, score in scores.items()}
         self.save_model(state if state is not None else module.network.state_dict(), known)
 

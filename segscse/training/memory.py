@@ -165,7 +165,7 @@ def estimate_training(
     channels, classes = len(plan.channels), len(plan.labels)
     voxels = plan.batch_size * prod(plan.patch_size)
     cut = cut_size(plan, [grids[name] for name in split.training], spatial=config.augment.spatial_p > 0)
-    averages = 1 if config.optim.ema_decay > 0 else 0
+    averages = 1 if config.optim.average != "none" else 0
     bytes_ = [case_bytes(plan, grids[name]) for name in used]
     checkpoint = checkpoint_bytes(config, n_weights)
     return TrainingEstimate(
@@ -204,7 +204,7 @@ def kept_in_memory(cases: Sequence[int], cache_gb: float) -> int:
 
 def checkpoint_bytes(config: ExperimentConfig, n_weights: int) -> int:
     """Return the size of a checkpoint: weights, their average, the optimiser's moments."""
-    return 4 * n_weights * (1 + (config.optim.ema_decay > 0) + MOMENTS[config.optim.name])
+    return 4 * n_weights * (1 + (config.optim.average != "none") + MOMENTS[config.optim.name])
 
 
 def run_disk_bytes(planned: PlannedDataset, split: Split, config: ExperimentConfig, n_weights: int) -> DiskNeed:

@@ -36,7 +36,7 @@ from segscse.inference.sliding_window import OVERLAP, window_starts
 from segscse.nets.build import build_unet, network_arguments
 from segscse.nets.dims import network_to_channels_last
 from segscse.ranks import ALONE, Group, deal_by_size
-from segscse.training.averaging import EmaWeights
+from segscse.training.averaging import AveragedWeights, weight_average
 from segscse.training.callbacks import RunKeeper, RunProgress
 from segscse.training.checkpoints import WholeCheckpoints, step_of
 from segscse.training.clock import RunClock
@@ -151,10 +151,10 @@ def _fit(setup: RunSetup, console: Console, group: Group) -> RunKeeper:
         data = _data(setup, clock, progress, group)
     # Everything that can be refused has been: from here on there is a run.
     group.on_first(lambda: _write_beginnings(setup))
-    ema = EmaWeights(config.optim.ema_decay) if config.optim.ema_decay > 0 else None
-    keeper = _keeper(setup, clock, arguments, ema, group)
+    average = weight_average(config.optim)
+    keeper = _keeper(setup, clock, arguments, average, group)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
-    callbacks = [*([ema] if ema else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
+    callbacks = [*([average] if average else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
     loggers: list[GuardedLogger] = []
     if group.first:
         step = None if setup.checkpoint is None else step_of(setup.checkpoint)
@@ -182,7 +182,7 @@ def _write_beginnings(setup: RunSetup) -> None:
 
 
 def _keeper(
-    setup: RunSetup, clock: RunClock, arguments: dict[str, Any], ema: EmaWeights | None, group: Group
+    setup: RunSetup, clock: RunClock, arguments: dict[str, Any], average: AveragedWeights | None, group: Group
 ) -> RunKeeper:
     config, folder, plan = setup.config, setup.folder, setup.planned.plan
 
@@ -200,7 +200,7 @@ def _keeper(
         MetricsTable(folder / FILE, columns, writes=group.first),
         StopRequest(),
         save,
-        ema=ema,
+        average=average,
         checkpoint_every_s=parse_duration(config.train.checkpoint_every),
         patience=config.train.patience,
         group=group,

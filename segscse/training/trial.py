@@ -91,7 +91,7 @@ def _trial(
     torch.manual_seed(config.train.seed)
     network = network_to_channels_last(build_unet(network_arguments(plan, config.model)), plan.spatial_dims).to(device)
     optimizer = build_optimizer(network.parameters(), config.optim)
-    average = [weight.detach().clone() for weight in network.parameters()] if config.optim.ema_decay > 0 else []
+    average = [weight.detach().clone() for weight in network.parameters()] if config.optim.average != "none" else []
     shape = (plan.batch_size, len(plan.channels), *cut)
     generator = torch.Generator(device).manual_seed(config.train.seed)
     image = torch.randn(shape, generator=generator, device=device)

@@ -7,10 +7,9 @@ adds is a smaller share of them than it would be on hardware that does.
 """
 
 import argparse
-import sys
 
 import torch
-from measure import alternate, own_peak_mb, peak_mb, save
+from measure import alternate, save
 from torch import nn
 
 from segscse.attention import build_attention
@@ -18,6 +17,7 @@ from segscse.hardware import autocast, keep_freed_memory, pick_precision
 from segscse.kernels.parts import recalibrate
 from segscse.nets.dims import channels_last, network_to_channels_last
 from segscse.nets.unet import UNet
+from segscse.tensor_bytes import TensorBytes
 
 PATCH = (40, 56, 40)
 BATCH = 2
@@ -66,13 +66,20 @@ def training_step(net, x, context):
     loss.backward()
 
 
+def training_peak_mb(variant, features, context):
+    """Return the most that weights, gradients and feature maps of a first training step take together."""
+    with TensorBytes() as counter:
+        training_step(network(variant, features), channels_last(torch.randn(BATCH, 1, *PATCH)), context)
+    return counter.peak / 1e6
+
+
 def inference(net, x, context):
     net.eval()
     with torch.inference_mode(), context():
         net(x)
 
 
-def unets(features, repeats, context, precision):
+def unets(features, repeats, context):
     x = channels_last(torch.randn(BATCH, 1, *PATCH))
     nets = {variant: network(variant, features) for variant in VARIANTS}
     found = {}
@@ -83,9 +90,7 @@ def unets(features, repeats, context, precision):
             name: {"ms": round(1000 * seconds, 1), "added": round(seconds / times["none"] - 1, 4)}
             for name, seconds in times.items()
         }
-    arguments = ("--precision", precision, "--features", ",".join(map(str, features)))
-    idle = peak_mb(__file__, "--peak", "idle", *arguments)
-    peaks = {name: peak_mb(__file__, "--peak", name, *arguments) - idle for name in VARIANTS}
+    peaks = {name: training_peak_mb(name, features, context) for name in VARIANTS}
     found["peak training memory"] = {
         name: {"mb": round(mb), "added": round(mb / peaks["none"] - 1, 4)} for name, mb in peaks.items()
     }
@@ -162,7 +167,6 @@ def main():
     parser.add_argument("--features", default="32,64,128,256")
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
-    parser.add_argument("--peak", help="one training step of a variant, for its peak memory")
     options = parser.parse_args()
     features = tuple(int(width) for width in options.features.split(","))
     precision = pick_precision(options.precision, torch.device("cpu"))
@@ -170,14 +174,8 @@ def main():
     def context():
         return autocast(torch.device("cpu"), precision)
 
-    if options.peak:
-        net = network("none" if options.peak == "idle" else options.peak, features)
-        if options.peak != "idle":
-            training_step(net, channels_last(torch.randn(BATCH, 1, *PATCH)), context)
-        sys.stdout.write(f"{own_peak_mb():.0f}\n")
-        return
     suffix = "" if options.precision == "auto" else f"_{precision}"
-    found = unets(features, options.repeats, context, precision)
+    found = unets(features, options.repeats, context)
     save(f"attention_{features[0]}{suffix}", {"features": features, "unet_precision": precision, **found})
     if not suffix:
         keep_freed_memory()

@@ -97,7 +97,7 @@ def own_step(attention):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
         optimizer.step()
-        torch._foreach_lerp_(average, [weight.detach() for weight in network.parameters()], 1 - config.ema_decay)
+        torch._foreach_lerp_(average, [weight.detach() for weight in network.parameters()], 1e-3)
 
     return step
 

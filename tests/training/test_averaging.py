@@ -1,8 +1,12 @@
+import math
+
+import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from segscse.training.averaging import EmaWeights
+from segscse.config import OptimConfig
+from segscse.training.averaging import AVERAGES, AveragedWeights, weight_average
 
 
 class Line(pl.LightningModule):
@@ -46,8 +50,28 @@ def _fit(ema, steps, folder):
     return module, recorder.weights
 
 
-def test_the_average_equals_a_slow_loop(tmp_path):
-    ema = EmaWeights(0.5)
+def test_polynomial_counts_a_step_as_a_power_of_its_number(tmp_path):
+    polynomial = AveragedWeights("polynomial", 0.0)
+    _, weights = _fit(polynomial, 12, tmp_path)
+    # In a short run the power is 8: with step n counted as n (n + 1) ... (n + 7) the recurrence is exact.
+    counts = [math.prod(range(n, n + 8)) for n in range(1, 13)]
+    average = sum(count * weight for count, weight in zip(counts, weights, strict=True)) / sum(counts)
+    torch.testing.assert_close(float(polynomial.network_state()["weight"]), average, rtol=1e-5, atol=1e-6)
+
+
+def test_in_a_long_run_the_power_of_polynomial_falls_to_one():
+    passed, total = 0.0, 0.0  # the average of the steps' numbers
+    for n in range(40000):
+        share = AVERAGES["polynomial"](n, 0.0)
+        passed, total = passed + share * (n + 1 - passed), n + 1
+    assert passed / total == pytest.approx(2 / 3, abs=0.005)  # of weights that grow as n; 0.9 with a power of 8
+    shares = [AVERAGES["polynomial"](n, 0.0) for n in range(6000)]
+    assert shares[0] == 1.0
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_the_moving_average_equals_a_slow_loop(tmp_path):
+    ema = AveragedWeights("ema", 0.5)
     _, weights = _fit(ema, 12, tmp_path)
     average = weights[0]  # Lightning's first update copies
     for n, weight in enumerate(weights[1:], start=1):
@@ -57,9 +81,14 @@ def test_the_average_equals_a_slow_loop(tmp_path):
 
 
 def test_after_training_the_module_keeps_its_own_weights(tmp_path):
-    module, weights = _fit(EmaWeights(0.9), 6, tmp_path)
+    module, weights = _fit(AveragedWeights("ema", 0.9), 6, tmp_path)
     assert float(module.network.weight.detach()) == weights[-1]
 
 
 def test_before_training_there_is_no_average():
-    assert EmaWeights(0.9).network_state() is None
+    assert AveragedWeights("polynomial", 0.0).network_state() is None
+
+
+def test_a_configuration_may_ask_for_none():
+    assert weight_average(OptimConfig(average="none")) is None
+    assert weight_average(OptimConfig()) is not None

@@ -32,7 +32,7 @@ def test_a_checkpoint_of_an_earlier_version_is_named(tmp_path, missing):
         MetricsTable(tmp_path / "metrics.csv", ["step"]),
         StopRequest(),
         None,
-        ema=None,
+        average=None,
         checkpoint_every_s=1.0,
         patience=None,
     )

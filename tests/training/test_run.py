@@ -308,7 +308,9 @@ def test_a_2d_run_works(dataset, tmp_path):
 
 
 def test_without_an_average_the_current_weights_are_exported(dataset, tmp_path):
-    run = train_run(dataset, tmp_path / "run", tiny_config(train={"max_steps": 4}, optim={"ema_decay": 0.0}), fold=None)
+    run = train_run(
+        dataset, tmp_path / "run", tiny_config(train={"max_steps": 4}, optim={"average": "none"}), fold=None
+    )
     state = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     exported = load_file(run.folder / "model" / "model.safetensors")
     assert all(torch.equal(state[f"network.{name}"], value) for name, value in exported.items())

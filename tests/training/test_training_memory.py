@@ -95,7 +95,7 @@ class TestEstimate:
 
     def test_counts_every_copy_of_a_weight(self, trained):
         assert self._estimate(trained).weights == 4 * 1000 * 4  # itself, gradient, average, momentum
-        assert self._estimate(trained, optim={"name": "adamw", "ema_decay": 0}).weights == 4 * 1000 * 4
+        assert self._estimate(trained, optim={"name": "adamw", "average": "none"}).weights == 4 * 1000 * 4
 
     def test_keeps_cases_up_to_the_limit(self, trained):
         voxels = sum(prod(shape) for shape in trained.planned.fingerprint.shapes)
