@@ -14,7 +14,7 @@ from segscse.files import atomic_folder, atomic_path
 from segscse.inference.convert import to_onnx, to_openvino
 from segscse.inference.engines import Engine, OnnxRuntimeEngine, OpenVinoEngine, require
 from segscse.inference.model_folder import ExportedGraph, ModelFolder, load_model, save_model
-from segscse.inference.parity import Parity, compare, probe_windows
+from segscse.inference.parity import MADE_UP, Parity, compare, probe_windows
 from segscse.inference.select import build_network, reference_engine, trained_precision
 from segscse.limits import require_disk
 from segscse.types import Progress
@@ -119,7 +119,10 @@ def _openvino(
         from segscse.inference.quantise import quantise
 
         graph = quantise(graph, calibration)
-        found = [_verified(OpenVinoEngine(graph, "int8"), expected, windows)]
+        engine, made_up = OpenVinoEngine(graph, "int8"), probe_windows(model.plan)
+        reference = reference_engine(network, model.plan)
+        beside = compare(engine, [reference(window) for window in made_up], made_up)
+        found = [_verified(engine, expected, windows), (MADE_UP, beside.to_json())]
     # The pair is written by OpenVINO itself, under the names that the `.xml` is opened by.
     openvino.save_model(graph, str(folder / "openvino.xml"), compress_to_fp16=False)
     return ExportedGraph("openvino", kept, ("openvino.xml", "openvino.bin"), dict(found))

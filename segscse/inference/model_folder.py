@@ -36,7 +36,8 @@ class ExportedGraph:
         engine: `openvino` or `onnxruntime`.
         precision: `fp32`; `half`: bf16 or fp16 where the hardware multiplies in it; `int8`: quantised.
         files: names in the model folder; the first is the one that the engine opens.
-        parity: what the export found, per precision that it ran: see `segscse.inference.parity.Parity`.
+        parity: what the export found, per precision that it ran: see `segscse.inference.parity.Parity`; for int8 also
+            on `segscse.inference.parity.MADE_UP`.
     """
 
     engine: str

@@ -8,6 +8,7 @@ from tiny import tiny_case, tiny_plan, tiny_plan_2d
 from segscse.cli import run
 from segscse.errors import InputError
 from segscse.inference import parity
+from segscse.inference.model_folder import load_model
 from segscse.inference.predictor import load
 from segscse.inference.quantise import calibration_windows
 
@@ -55,6 +56,37 @@ def test_a_quantised_model_says_so_and_segments_nearly_as_pytorch(trained, datas
     ours, theirs = predictor.logits(image), reference.logits(image)
     assert not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3)  # it does compute in other numbers
     assert (ours - theirs).square().mean().sqrt() < 0.5 * theirs.std()
+
+
+def test_auto_takes_int8_that_computes_what_was_exported_however_far_from_made_up_windows(
+    trained, dataset, tmp_path, monkeypatch
+):
+    assert _export_int8(trained, dataset, tmp_path / "m", monkeypatch, flipped=0.3) == 0
+    (graph,) = load_model(tmp_path / "m").engines
+    assert set(graph.parity) == {"int8", parity.MADE_UP}
+    monkeypatch.setitem(parity.TOLERANCES, "int8", parity.Tolerance(error=0.0, flipped=0.0))
+    trial = load(tmp_path / "m").trials[1]
+    assert (trial.engine, trial.problem) == ("openvino int8", None)
+
+
+def test_the_tolerance_on_made_up_windows_is_what_the_export_found_and_half_as_much():
+    exported = {parity.MADE_UP: {"error": 0.1, "flipped": 0.08, "windows": 4}}
+    allowed = parity.made_up_tolerance("int8", exported)
+    assert (allowed.error, allowed.flipped) == pytest.approx((0.152, 0.122))
+    near, far = parity.Parity(0.12, 0.1, 4), parity.Parity(0.12, 0.13, 4)
+    assert near.problem("int8", allowed) is None
+    assert "0.13 of the foreground" in far.problem("int8", allowed)
+    assert near.problem("int8") is not None
+
+
+@pytest.mark.parametrize("found", [None, [], {}, {"error": 0.1}, {"error": "0.1", "flipped": 0.1}])
+def test_without_a_record_the_fixed_tolerance_counts(found):
+    assert parity.made_up_tolerance("int8", {parity.MADE_UP: found}) == parity.TOLERANCES["int8"]
+
+
+def test_a_graph_that_is_not_quantised_keeps_its_tolerance():
+    exported = {parity.MADE_UP: {"error": 9.0, "flipped": 9.0}}
+    assert parity.made_up_tolerance("fp32", exported) == parity.TOLERANCES["fp32"]
 
 
 def test_a_quantised_model_that_changes_too_many_labels_is_not_exported(trained, dataset, tmp_path, monkeypatch):
