@@ -7,6 +7,7 @@ adds is a smaller share of them than it would be on hardware that does.
 """
 
 import argparse
+import gc
 
 import torch
 from measure import alternate, save
@@ -68,6 +69,7 @@ def training_step(net, x, context):
 
 def training_peak_mb(variant, features, context):
     """Return the most that weights, gradients and feature maps of a first training step take together."""
+    gc.collect()
     with TensorBytes() as counter:
         training_step(network(variant, features), channels_last(torch.randn(BATCH, 1, *PATCH)), context)
     return counter.peak / 1e6
