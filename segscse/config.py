@@ -154,14 +154,15 @@ class OptimConfig:
     average: Literal["polynomial", "ema", "none"] = "polynomial"
     """Which average of the weights over the steps is validated and exported; none takes the last weights."""
     ema_decay: float = 0.998
-    """Decay of the exponential moving average."""
+    """Decay of the moving average, of `average: ema`."""
 
     def __post_init__(self) -> None:
         _require(self.lr is None or self.lr > 0, "optim.lr", self.lr, "> 0")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "> 0")
-        _require(0 <= self.ema_decay < 1, "optim.ema_decay", self.ema_decay, "in [0, 1)")
+        allowed = "in (0, 1); without an average, set optim.average to none"
+        _require(0 < self.ema_decay < 1, "optim.ema_decay", self.ema_decay, allowed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,12 +25,6 @@ def alternate(calls, repeats, warm_up=2):
             if repeat >= warm_up:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_mb(script, *arguments):
-    """Return what `python script arguments` says last: a process of its own reports its `own_peak_mb`."""
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
 
 
 def own_peak_mb():

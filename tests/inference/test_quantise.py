@@ -7,6 +7,7 @@ from tiny import tiny_case, tiny_plan, tiny_plan_2d
 
 from segscse.cli import run
 from segscse.errors import InputError
+from segscse.files import read_json, write_json
 from segscse.inference import parity
 from segscse.inference.model_folder import load_model
 from segscse.inference.predictor import load
@@ -64,7 +65,7 @@ def test_auto_takes_int8_that_computes_what_was_exported_however_far_from_made_u
     assert _export_int8(trained, dataset, tmp_path / "m", monkeypatch, flipped=0.3) == 0
     (graph,) = load_model(tmp_path / "m").engines
     assert set(graph.parity) == {"int8", parity.MADE_UP}
-    monkeypatch.setitem(parity.TOLERANCES, "int8", parity.Tolerance(error=0.0, flipped=0.0))
+    monkeypatch.setitem(parity.TOLERANCES, "int8", parity.Tolerance(error=0.5, flipped=-1.0))
     trial = load(tmp_path / "m").trials[1]
     assert (trial.engine, trial.problem) == ("openvino int8", None)
 
@@ -77,6 +78,28 @@ def test_the_tolerance_on_made_up_windows_is_what_the_export_found_and_half_as_m
     assert near.problem("int8", allowed) is None
     assert "0.13 of the foreground" in far.problem("int8", allowed)
     assert near.problem("int8") is not None
+
+
+def test_no_record_lets_logits_be_further_off_than_int8_may_be():
+    exported = {parity.MADE_UP: {"error": float("inf"), "flipped": 0.1}}
+    assert parity.made_up_tolerance("int8", exported).error == parity.TOLERANCES["int8"].error
+    assert parity.Parity(0.1, 0.1, 4).problem("int8", parity.made_up_tolerance("int8", exported)) is None
+    exported[parity.MADE_UP]["error"] = float("nan")
+    assert parity.Parity(0.0, 0.0, 4).problem("int8", parity.made_up_tolerance("int8", exported)) is not None
+
+
+@pytest.mark.parametrize(("recorded", "refused"), [(0.0, False), (None, True)])
+def test_auto_judges_a_graph_that_says_int8_by_its_record(trained, tmp_path, monkeypatch, recorded, refused):
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    assert run(["export", str(trained.folder), "--out", str(tmp_path / "m"), "--precision", "fp32"]) == 0
+    description = read_json(tmp_path / "m" / "model.json")
+    (graph,) = description["engines"]
+    graph["precision"] = "int8"
+    if recorded is not None:
+        graph["parity"][parity.MADE_UP] = {"error": recorded, "flipped": recorded, "windows": 4}
+    write_json(tmp_path / "m" / "model.json", description)
+    monkeypatch.setitem(parity.TOLERANCES, "int8", parity.Tolerance(error=0.5, flipped=-1.0))
+    assert (load(tmp_path / "m").trials[1].problem is not None) == refused
 
 
 @pytest.mark.parametrize("found", [None, [], {}, {"error": 0.1}, {"error": "0.1", "flipped": 0.1}])

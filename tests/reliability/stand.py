@@ -5,15 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import logging
-import os
 import re
 import shutil
-import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +17,7 @@ import numpy as np
 import yaml
 from broken_files import Builder, healthy
 from fault_table import Fault
+from surroundings import captured
 from volumes import TINY_AFFINE, tiny_case
 
 from segscse.cli import run
@@ -259,7 +254,7 @@ def attempt(
             stand.put(role, "case_1", fault.builder)
     command = stand.command()
     before = _sums(stand.data)
-    with _captured(stand) as streams:
+    with captured(stand) as streams:
         code = run_verb(command)
     after = _sums(stand.data)
     changed = tuple(str(path) for path in before if after.get(path) != before[path])
@@ -358,50 +353,6 @@ def _sums(folder: Path) -> dict[Path, str]:
     return found
 
 
-@contextmanager
-def _captured(stand: Stand) -> Iterator[dict[str, str]]:
-    """Run in a stand's surroundings; then both streams are there, with warnings as a process shows them."""
-    streams: dict[str, str] = {}
-    root = Path(tempfile.gettempdir()) if not stand.environment else stand.root
-    old_out, old_err, old_environment = sys.stdout, sys.stderr, dict(os.environ)
-    log = logging.getLogger("nibabel.global")
-    folder = tempfile.mkdtemp(dir=root)
-    out, err = (open(Path(folder) / name, "w+", encoding="utf-8") for name in ("out", "err"))  # noqa: SIM115
-    if stand.closed_stdout:
-        reader, writer = os.pipe()
-        os.close(reader)
-        sys.stdout = os.fdopen(writer, "w")
-    else:
-        sys.stdout = out
-    sys.stderr = err
-    os.environ.update(stand.environment)
-    if stand.environment:
-        tempfile.tempdir = None
-    handlers = [handler for handler in log.handlers if isinstance(handler, logging.StreamHandler)]
-    previous = [handler.setStream(err) for handler in handlers]
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("default")
-            yield streams
-        hidden = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
-        for item in caught:
-            if not issubclass(item.category, hidden):
-                err.write(f"{item.filename}:{item.lineno}: {item.category.__name__}: {item.message}\n")
-    finally:
-        sys.stdout, sys.stderr = old_out, old_err
-        for handler, stream in zip(handlers, previous, strict=True):
-            handler.setStream(stream)
-        os.environ.clear()
-        os.environ.update(old_environment)
-        tempfile.tempdir = None
-        for name, stream in (("stdout", out), ("stderr", err)):
-            stream.flush()
-            stream.seek(0)
-            streams[name] = stream.read()
-            stream.close()
-        shutil.rmtree(folder)
-
-
 def train_models(root: Path) -> dict[str, Path]:
     """Train the models that the stands predict by, one step each; return their folders by name."""
     models = {}
@@ -409,7 +360,7 @@ def train_models(root: Path) -> dict[str, Path]:
         stand = Stand(root / name, "train", {})
         if name != "plain":
             _TASKS[name](stand)
-        with _captured(stand) as streams:
+        with captured(stand) as streams:
             code = run(stand.command())
         if code:
             raise RuntimeError(f"the healthy data set {name} did not train: {streams['stderr']}")

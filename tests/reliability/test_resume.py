@@ -1,7 +1,8 @@
 """Twelve ways in which a resume can go wrong. Elsewhere, not repeated here:
 
-another configuration, another data set, another split or fold: tests/training/test_run.py; SIGTERM and SIGINT to the
-command line with a usable checkpoint and exit codes 143 and 130: tests/test_cli.py.
+another configuration, another data set, another split or fold: tests/training/test_run.py and
+test_run_resumed.py; SIGTERM and SIGINT to the command line with a usable checkpoint and exit codes 143 and 130:
+tests/test_cli.py.
 """
 
 import json

@@ -1,4 +1,6 @@
 import math
+from functools import partial
+from typing import get_args, get_type_hints
 
 import pytest
 import pytorch_lightning as pl
@@ -6,7 +8,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from segscse.config import OptimConfig
-from segscse.training.averaging import AVERAGES, AveragedWeights, weight_average
+from segscse.training.averaging import AVERAGES, AveragedWeights, ema_share, polynomial_share, weight_average
 
 
 class Line(pl.LightningModule):
@@ -51,7 +53,7 @@ def _fit(ema, steps, folder):
 
 
 def test_polynomial_counts_a_step_as_a_power_of_its_number(tmp_path):
-    polynomial = AveragedWeights("polynomial", 0.0)
+    polynomial = AveragedWeights(polynomial_share)
     _, weights = _fit(polynomial, 12, tmp_path)
     # In a short run the power is 8: with step n counted as n (n + 1) ... (n + 7) the recurrence is exact.
     counts = [math.prod(range(n, n + 8)) for n in range(1, 13)]
@@ -62,16 +64,16 @@ def test_polynomial_counts_a_step_as_a_power_of_its_number(tmp_path):
 def test_in_a_long_run_the_power_of_polynomial_falls_to_one():
     passed, total = 0.0, 0.0  # the average of the steps' numbers
     for n in range(40000):
-        share = AVERAGES["polynomial"](n, 0.0)
+        share = polynomial_share(n)
         passed, total = passed + share * (n + 1 - passed), n + 1
     assert passed / total == pytest.approx(2 / 3, abs=0.005)  # of weights that grow as n; 0.9 with a power of 8
-    shares = [AVERAGES["polynomial"](n, 0.0) for n in range(6000)]
+    shares = [polynomial_share(n) for n in range(6000)]
     assert shares[0] == 1.0
     assert shares == sorted(shares, reverse=True)
 
 
 def test_the_moving_average_equals_a_slow_loop(tmp_path):
-    ema = AveragedWeights("ema", 0.5)
+    ema = AveragedWeights(partial(ema_share, decay=0.5))
     _, weights = _fit(ema, 12, tmp_path)
     average = weights[0]  # Lightning's first update copies
     for n, weight in enumerate(weights[1:], start=1):
@@ -81,14 +83,20 @@ def test_the_moving_average_equals_a_slow_loop(tmp_path):
 
 
 def test_after_training_the_module_keeps_its_own_weights(tmp_path):
-    module, weights = _fit(AveragedWeights("ema", 0.9), 6, tmp_path)
+    module, weights = _fit(AveragedWeights(partial(ema_share, decay=0.9)), 6, tmp_path)
     assert float(module.network.weight.detach()) == weights[-1]
 
 
 def test_before_training_there_is_no_average():
-    assert AveragedWeights("polynomial", 0.0).network_state() is None
+    assert AveragedWeights(polynomial_share).network_state() is None
 
 
 def test_a_configuration_may_ask_for_none():
     assert weight_average(OptimConfig(average="none")) is None
     assert weight_average(OptimConfig()) is not None
+
+
+def test_every_average_of_the_configuration_is_there_and_ema_takes_its_decay():
+    assert {*AVERAGES, "none"} == set(get_args(get_type_hints(OptimConfig)["average"]))
+    share = AVERAGES["ema"](OptimConfig(average="ema", ema_decay=0.75))
+    assert share(1000) == pytest.approx(0.25)

@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import json
 import os
@@ -9,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from short_runs import SHORT, STEPS, equal_weights, log_rows, scores
 from tiny import LABELS, tiny_case, tiny_config, write_dataset
 from volumes import write_volume
 
-from segscse.config import ExperimentConfig, TrainConfig, load_config
+from segscse.config import ExperimentConfig, load_config
 from segscse.data.index import open_dataset
 from segscse.data.plan import load_plan
 from segscse.data.split import make_split
@@ -23,42 +23,6 @@ from segscse.inference.predictor import load
 from segscse.training.module import SegModule
 from segscse.training.run import train_run
 from segscse.training.schedule import lr_factor, peak_rate
-
-STEPS = 8
-SHORT = {"max_steps": STEPS, "validations": 2}
-
-
-def _rows(folder):
-    with (folder / "metrics.csv").open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-def _scores(folder):
-    """Return step and Dice of every validation: the columns that no clock decides."""
-    return [(row["step"], row["val_dice"], row["val_dice_2"]) for row in _rows(folder) if row["val_dice"]]
-
-
-def _equal_weights(first, second):
-    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Return a function that makes a real signal arrive within a given step of the next run."""
-    whole = SegModule.training_step
-
-    def arm(step, signum=signal.SIGINT, times=1):
-        def training_step(self, batch, batch_idx):
-            if self.clock.step == step - 1:
-                for _ in range(times):
-                    os.kill(os.getpid(), signum)
-            return whole(self, batch, batch_idx)
-
-        monkeypatch.setattr(SegModule, "training_step", training_step)
-        return lambda: monkeypatch.setattr(SegModule, "training_step", whole)
-
-    return arm
 
 
 class TestTheRunFolder:
@@ -98,7 +62,7 @@ class TestTheRunFolder:
             assert "/tmp" not in text
 
     def test_metrics_have_a_row_for_every_validation_and_every_20_steps(self, trained):
-        rows = _rows(trained.folder)
+        rows = log_rows(trained.folder)
         assert list(rows[0]) == [
             *("step", "seconds", "progress", "lr", "train_loss", "val_dice", "val_dice_2", "val_dice_5")
         ]
@@ -109,13 +73,13 @@ class TestTheRunFolder:
 
     def test_the_rate_follows_the_schedule(self, trained):
         optim = tiny_config().optim
-        for row in _rows(trained.folder):
+        for row in log_rows(trained.folder):
             before = (int(row["step"]) - 1) / 30  # the rate was set before the step
             assert float(row["lr"]) == pytest.approx(peak_rate(optim) * lr_factor(optim, before), abs=1e-6)
 
     def test_the_run_reports_the_dice_of_its_last_validation(self, trained):
         assert trained.steps == 30
-        last = [float(row["val_dice"]) for row in _rows(trained.folder) if row["val_dice"]][-1]
+        last = [float(row["val_dice"]) for row in log_rows(trained.folder) if row["val_dice"]][-1]
         assert trained.dice == pytest.approx(last, abs=1e-4)
 
     def test_the_model_segments(self, trained):
@@ -128,83 +92,8 @@ class TestTheRunFolder:
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train_run(dataset, tmp_path / name, tiny_config(train={**SHORT, "max_steps": 4, "seed": seed}))
-    assert _equal_weights(tmp_path / "a", tmp_path / "b")
-    assert not _equal_weights(tmp_path / "a", tmp_path / "c")
-
-
-class TestInterruptAndResume:
-    @pytest.fixture(scope="class")
-    def whole(self, dataset, tmp_path_factory):
-        run = train_run(dataset, tmp_path_factory.mktemp("whole") / "run", tiny_config(train=SHORT))
-        assert [step for step, *_ in _scores(run.folder)] == ["5", "8"]  # step 5 closes the round, step 8 the run
-        return run
-
-    @pytest.mark.parametrize("step", range(1, STEPS))
-    def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(self, step, dataset, whole, tmp_path, interrupt):
-        folder = tmp_path / "run"
-        disarm = interrupt(step)
-        with pytest.raises(Interrupted, match=f"stopped at step {step}; continue with --resume") as caught:
-            train_run(dataset, folder, tiny_config(train=SHORT))
-        disarm()
-        assert caught.value.signum == signal.SIGINT
-        assert load(folder, device="cpu").plan == whole.planned.plan  # there is a usable model already
-        run = train_run(dataset, folder, ExperimentConfig(), resume=True)
-        assert (run.steps, run.dice) == (STEPS, whole.dice)
-        assert _equal_weights(folder, whole.folder)
-        assert _scores(folder) == _scores(whole.folder)
-        states = [torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (folder, whole.folder)]
-        for key in ("state_dict", "current_model_state"):  # the average, and the weights that it averages
-            assert all(torch.equal(states[0][key][name], value) for name, value in states[1][key].items())
-
-    def test_a_signal_in_the_last_step_lets_the_last_validation_finish(self, dataset, whole, tmp_path, interrupt):
-        folder = tmp_path / "run"
-        disarm = interrupt(STEPS, signal.SIGTERM)
-        with pytest.raises(Interrupted) as caught:
-            train_run(dataset, folder, tiny_config(train=SHORT))
-        disarm()
-        assert caught.value.signum == signal.SIGTERM
-        assert _equal_weights(folder, whole.folder)
-        assert train_run(dataset, folder, ExperimentConfig(), resume=True).dice == whole.dice
-
-    def test_a_second_sigint_ends_the_run_at_once(self, dataset, tmp_path, interrupt):
-        interrupt(3, times=2)
-        handler = signal.getsignal(signal.SIGINT)
-        with pytest.raises(Interrupted, match="stopped at once, at step 2") as caught:
-            train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
-        assert caught.value.signum == signal.SIGINT
-        assert signal.getsignal(signal.SIGINT) is handler
-
-    def test_resuming_a_finished_run_changes_nothing(self, dataset, whole, tmp_path):
-        before = (whole.folder / "model" / "model.safetensors").read_bytes()
-        run = train_run(dataset, whole.folder, ExperimentConfig(), resume=True)
-        assert (run.steps, run.dice) == (STEPS, whole.dice)
-        assert (whole.folder / "model" / "model.safetensors").read_bytes() == before
-
-    def test_a_finished_run_goes_on_when_it_is_given_more_steps(self, dataset, tmp_path):
-        train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
-        longer = tiny_config(train={**SHORT, "max_steps": 12})
-        assert train_run(dataset, tmp_path / "run", longer, resume=True).steps == 12
-        assert load_config(tmp_path / "run" / "config.yaml").train.max_steps == 12
-        assert _rows(tmp_path / "run")[-1]["step"] == "12"
-
-    def test_a_length_alone_may_be_given_whatever_else_the_run_was_set_to(self, dataset, tmp_path, interrupt):
-        disarm = interrupt(2)
-        with pytest.raises(Interrupted):
-            train_run(dataset, tmp_path / "run", tiny_config(train={**SHORT, "seed": 3}))
-        disarm()
-        longer = ExperimentConfig(train=TrainConfig(max_steps=4))
-        assert train_run(dataset, tmp_path / "run", longer, resume=True).steps == 4
-        assert load_config(tmp_path / "run" / "config.yaml").train.seed == 3
-
-    def test_the_clock_of_a_resumed_run_goes_on(self, dataset, tmp_path, interrupt):
-        budget = {"max_steps": None, "budget": "4s", "validations": 2}
-        disarm = interrupt(2)
-        with pytest.raises(Interrupted):
-            train_run(dataset, tmp_path / "run", tiny_config(train=budget))
-        disarm()
-        run = train_run(dataset, tmp_path / "run", ExperimentConfig(), resume=True)
-        assert run.steps > 2
-        assert float(_rows(tmp_path / "run")[-1]["seconds"]) > 2
+    assert equal_weights(tmp_path / "a", tmp_path / "b")
+    assert not equal_weights(tmp_path / "a", tmp_path / "c")
 
 
 class TestRefusals:
@@ -247,17 +136,17 @@ class TestRefusals:
 def test_a_run_ends_with_its_budget(dataset, tmp_path):
     config = tiny_config(train={"max_steps": None, "budget": "1s", "validations": 2})
     run = train_run(dataset, tmp_path / "run", config)
-    last = _rows(run.folder)[-1]
+    last = log_rows(run.folder)[-1]
     assert float(last["progress"]) == 1.0
     assert float(last["seconds"]) >= 0.9
-    assert 1 <= len(_scores(run.folder)) <= 2  # fewer where a busy machine makes them dear
+    assert 1 <= len(scores(run.folder)) <= 2  # fewer where a busy machine makes them dear
 
 
 def test_patience_stops_a_run_that_does_not_improve(dataset, tmp_path):
     config = tiny_config(train={"max_steps": 40, "validations": 20, "patience": 2}, optim={"lr": 1e-12})
     run = train_run(dataset, tmp_path / "run", config)
     assert run.steps < 40
-    assert len(_scores(run.folder)) <= 6
+    assert len(scores(run.folder)) <= 6
 
 
 def test_fold_all_trains_on_every_case_and_exports_the_last_weights(dataset, tmp_path):
@@ -319,7 +208,7 @@ def test_without_an_average_the_current_weights_are_exported(dataset, tmp_path):
 def test_cases_on_disk_train_as_cases_in_memory_do(dataset, tmp_path):
     for name, cache_gb in (("memory", 4.0), ("disk", 0.0)):
         train_run(dataset, tmp_path / name, tiny_config(train=SHORT, data={"cache_gb": cache_gb}))
-    assert _equal_weights(tmp_path / "memory", tmp_path / "disk")
+    assert equal_weights(tmp_path / "memory", tmp_path / "disk")
     assert list((tmp_path / "disk" / "cache").rglob("image.npy"))
     assert not (tmp_path / "memory" / "cache").exists()
 
@@ -342,7 +231,7 @@ def test_slices_on_disk_train_as_slices_in_memory_do(dataset, tmp_path, axis):
         config = tiny_config(train=SHORT, model={"spatial_dims": 2}, data={"cache_gb": cache_gb, **spacing})
         run = train_run(dataset, tmp_path / name, config)
         assert run.planned.plan.slice_axis == axis
-    assert _equal_weights(tmp_path / "memory", tmp_path / "disk")
+    assert equal_weights(tmp_path / "memory", tmp_path / "disk")
 
 
 def test_a_checkpoint_is_written_at_least_as_often_as_asked(dataset, tmp_path, monkeypatch):
@@ -385,32 +274,7 @@ def test_a_signal_during_a_validation_stops_the_run_after_it(signum, dataset, tm
     with pytest.raises(Interrupted, match="stopped at step 5") as caught:
         train_run(dataset, tmp_path / "run", tiny_config(train=SHORT))
     assert caught.value.signum == signum
-    assert len(_scores(tmp_path / "run")) == 1
-
-
-class TestLengthOnResume:
-    def test_a_budget_that_is_given_counts_even_when_it_is_the_default(self, dataset, tmp_path, interrupt):
-        config, default = tiny_config(train=SHORT), ExperimentConfig().train.budget
-        for step, budget in ((2, None), (4, default)):
-            disarm = interrupt(step)
-            with pytest.raises(Interrupted):
-                train_run(dataset, tmp_path / "run", config, budget=budget, resume=step > 2)
-            disarm()
-        saved = load_config(tmp_path / "run" / "config.yaml").train
-        assert (saved.budget, saved.max_steps) == (default, None)
-
-    def test_other_subjects_and_so_another_split_are_refused(self, dataset, tmp_path):
-        index = open_dataset(dataset)
-        lines = ["case,image,label,subject"]
-        lines += [f"{c.id},{c.images[0]},{c.label},{c.id}" for c in index.cases]
-        table = tmp_path / "cases.csv"
-        table.write_text("\n".join(lines) + "\n")
-        train_run(table, tmp_path / "run", tiny_config(train=SHORT))
-        table.write_text(
-            "\n".join([lines[0], *(line.rsplit(",", 1)[0] + f",{i // 3}" for i, line in enumerate(lines[1:]))]) + "\n"
-        )
-        with pytest.raises(InputError, match="was started with another training cases"):
-            train_run(table, tmp_path / "run", tiny_config(train=SHORT), resume=True)
+    assert len(scores(tmp_path / "run")) == 1
 
 
 def test_what_a_run_left_before_its_first_checkpoint_is_no_obstacle(dataset, tmp_path):
