@@ -50,7 +50,7 @@ def evaluate(
         viewer: Embed a viewer and the worst, median and best case in the report.
     """
     from segscse.evaluation.folders import evaluate_folders
-    from segscse.evaluation.tables import load_provenance, load_subjects
+    from segscse.evaluation.tables import load_provenance
 
     if workers is not None and workers < 1:
         raise InputError(f"--workers must be 1 or more, got {workers}")
@@ -66,7 +66,7 @@ def evaluate(
             nsd_tolerance_mm=read_tolerance(nsd_tolerance_mm),
             probabilities_dir=probabilities,
             workers=workers,
-            subjects=None if subjects is None else load_subjects(subjects),
+            subjects=subjects,
             provenance=None if model is None else load_provenance(model),
             viewer=viewer,
             progress=progress,
@@ -94,7 +94,6 @@ def compare(
         out: Also write comparison.json and comparison.md to this folder.
     """
     from segscse.evaluation.comparison import compare as compare_tables
-    from segscse.evaluation.tables import load_subjects
     from segscse.files import write_json, write_text
 
     if len(evaluations) < 2:
@@ -102,7 +101,7 @@ def compare(
     compared = compare_tables(
         *evaluations,
         metric=metric,
-        subjects=None if subjects is None else load_subjects(subjects),
+        subjects=subjects,
         pairs=pairs,
     )
     for letter, path in zip(compared.names, evaluations, strict=True):

@@ -16,6 +16,7 @@ from segscse.evaluation.comparison import METHOD as COMPARISON_METHOD
 from segscse.evaluation.comparison import Comparison, compare
 from segscse.evaluation.metrics import METRICS, comparable
 from segscse.evaluation.rendering import (
+    bracketed,
     escape_markdown,
     html_list,
     html_method,
@@ -163,11 +164,11 @@ class Ablation:
         for place, variant in enumerate(self.variants):
             if place:
                 pair = self.comparison.foreground[place - 1]
-                difference = f"{pair.difference:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
+                difference = f"{pair.difference:+.4f} {bracketed(pair.low, pair.high, '+.4f')}".rstrip()
                 against = [difference, f"{pair.p_holm:.3g}", f"{pair.wins}/{pair.ties}/{pair.losses}"]
             else:
                 against = ["baseline", _DASH, _DASH]
-            mean = f"{variant.mean:.4f} [{variant.low:.4f}, {variant.high:.4f}]"
+            mean = f"{variant.mean:.4f} {bracketed(variant.low, variant.high, '.4f')}".rstrip()
             rows.append([variant.name, mean, *against, ", ".join(f"{value:.4f}" for value in variant.by_seed)])
         return rows
 

@@ -102,6 +102,12 @@ def group_codes(groups: Sequence[object] | None, n: int) -> np.ndarray:
     return np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)[1]
 
 
+def units_in_words(n: int, n_units: int) -> str:
+    """Return how many cases there are, of how many subjects where these are fewer, in words."""
+    cases = f"{n} case{'' if n == 1 else 's'}"
+    return cases if n == n_units else f"{cases} of {n_units} subject{'' if n_units == 1 else 's'}"
+
+
 def _by_group(values: np.ndarray, groups: Sequence[object] | None) -> tuple[np.ndarray, np.ndarray]:
     """Return sums and counts of the defined values per subject, both `(g, k)`."""
     codes = group_codes(groups, len(values))

@@ -9,6 +9,7 @@ or 1. Background far from the structure counts, which makes both small for small
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -27,12 +28,13 @@ class Calibration:
     brier: float
 
 
-def calibration(probability: np.ndarray, truth: np.ndarray) -> Calibration:
+def calibration(probability: np.ndarray, truth: np.ndarray, file: str | Path | None = None) -> Calibration:
     """Measure the calibration of one label.
 
     Args:
         probability: the label's probability in each voxel, `(*S)`.
         truth: where the reference holds the label, boolean `(*S)`.
+        file: that the probabilities come from, for the message.
 
     Raises:
         InputError: a probability is not finite or not from 0 to 1.
@@ -45,6 +47,7 @@ def calibration(probability: np.ndarray, truth: np.ndarray) -> Calibration:
         if not (slab.min() >= -_ROUNDING and slab.max() <= 1 + _ROUNDING):  # NaN fails both
             raise InputError(
                 f"probabilities must lie from 0 to 1, got {slab.min():g} to {slab.max():g}",
+                file=file,
                 remedy="Give the softmax or sigmoid of the network's output",
             )
         wanted = flat_truth[start : start + _SLAB_VOXELS]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
-from segscse.data.io import image_stem, list_images, read_image, read_labels
+from segscse.data.io import as_labels, image_stem, list_images, read_image, read_labels
 from segscse.errors import InputError, choose
 
 Missing = Literal["error", "empty"]
@@ -191,7 +191,7 @@ def check_labels(labels: Sequence[int]) -> list[int]:
     Raises:
         InputError: a label is not a whole number above 0, or none is left.
     """
-    wrong = [label for label in labels if isinstance(label, str) or label != int(label) or label < 0]
+    wrong = [label for label in labels if isinstance(label, str) or not (label >= 0 and float(label).is_integer())]
     if wrong:
         raise InputError(
             f"labels must be whole numbers above 0, got {wrong[0]!r}", remedy="Give for example labels=[1, 2]"
@@ -218,7 +218,7 @@ def label_names(names: Mapping[Any, str] | None) -> dict[int, str]:
 
 def cases_of(source: str | Path | Mapping[str, Path]) -> dict[str, Path]:
     """Return case to file for a folder of images, or for a mapping that says so already."""
-    return dict(source) if isinstance(source, Mapping) else list_images(source)
+    return {str(case): file for case, file in source.items()} if isinstance(source, Mapping) else list_images(source)
 
 
 def _holds_cases(source: Any) -> bool:
@@ -323,7 +323,7 @@ def _whole_numbers(array: np.ndarray, role: str) -> np.ndarray:
                 f"the {role} must hold whole numbers (labels), got fractions or NaN",
                 remedy="Threshold probabilities or take their arg max first",
             )
-        return rounded.astype(np.int64)
+        return as_labels(rounded)
     if array.dtype.kind not in "iub":
         raise InputError(f"the {role} must be an array of integers, got {array.dtype}", remedy="Give label maps")
     return array

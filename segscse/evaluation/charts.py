@@ -123,7 +123,8 @@ def bland_altman(rows: pd.DataFrame, cases: Mapping[str, int], groups: Sequence[
     difference = (kept["volume_pred_ml"] - kept["volume_ref_ml"]).to_numpy(float)
     bias, spread = float(difference.mean()), float(difference.std(ddof=1))
     limits = bias - 1.96 * spread, bias + 1.96 * spread
-    interval = mean_interval(difference, None if groups is None else np.asarray(groups, object)[used].tolist())
+    ends = mean_interval(difference, None if groups is None else np.asarray(groups, object)[used].tolist())
+    interval = "" if ends.method == "none" else f" (95 % interval {ends.low:+.3g} to {ends.high:+.3g})"
     x_ticks = nice_ticks(float(mean.min()), float(mean.max()))
     y_ticks = nice_ticks(min(float(difference.min()), limits[0], 0.0), max(float(difference.max()), limits[1], 0.0))
     x, y = _Scale(x_ticks[0], x_ticks[-1], 100.0), _Scale(y_ticks[0], y_ticks[-1], 100.0)
@@ -140,8 +141,8 @@ def bland_altman(rows: pd.DataFrame, cases: Mapping[str, int], groups: Sequence[
         bias=100 - y.at(bias),
         limits=(100 - y.at(limits[1]), 100 - y.at(limits[0])),
         summary=(
-            f"{len(kept)} cases. Bias {bias:+.3g} ml (95 % interval {interval.low:+.3g} to {interval.high:+.3g}), "
-            f"limits of agreement {limits[0]:+.3g} to {limits[1]:+.3g} ml (bias ± 1.96 SD)."
+            f"{len(kept)} cases. Bias {bias:+.3g} ml{interval}, limits of agreement {limits[0]:+.3g} to "
+            f"{limits[1]:+.3g} ml (bias ± 1.96 SD)."
         ),
         points=tuple(points),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segscse.errors import InputError
 from segscse.files import read_json
@@ -72,16 +72,28 @@ def diagonal_mm_of(table: pd.DataFrame) -> pd.Series:
     return table["case"].map(table.attrs.get("diagonal_mm", {})).astype(float)
 
 
-def diagonals_beside(cases_csv: str | Path) -> dict[str, float]:
-    """Return the diagonal of each case's image in mm from the `summary.json` beside a `cases.csv`; {} without one."""
+def recorded_beside(cases_csv: str | Path) -> dict[str, Any]:
+    """Return what the `summary.json` beside a `cases.csv` records of how it was scored; {} without one.
+
+    Returns:
+        `diagonal_mm` of each case's image, `nsd_tolerance_mm` and `convention_version`, as in `attrs` of the table of
+        `evaluate`; None, or no case, where it does not say.
+
+    Raises:
+        InputError: it cannot be read, or is not such a summary.
+    """
     file = Path(cases_csv).with_name("summary.json")
     if not file.is_file():
         return {}
+    record = read_json(file)
     try:
-        return {str(case): float(grid["diagonal_mm"]) for case, grid in read_json(file)["grids"].items()}
+        diagonals = {case: grid["diagonal_mm"] for case, grid in record.get("grids", {}).items()}
+        return {
+            "diagonal_mm": {case: float(length) for case, length in diagonals.items() if length is not None},
+            "nsd_tolerance_mm": record.get("nsd_tolerance_mm"),
+            "convention_version": record.get("convention_version"),
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError("is not a summary of evaluate", file=file, remedy="Evaluate again") from error
 
 

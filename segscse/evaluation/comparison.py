@@ -13,10 +13,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from segscse.errors import InputError, choose
-from segscse.evaluation.metrics import Metric, comparable, metric_of, named_metric, subjects_of
+from segscse.evaluation.bootstrap import units_in_words
+from segscse.evaluation.columns import CONVENTION, CONVENTION_VERSION, DISTANCES
+from segscse.evaluation.metrics import Metric, Subjects, comparable, metric_of, named_metric, subjects_of
 from segscse.evaluation.paired import PairedDifference, correct, paired_difference
 from segscse.evaluation.ranking import Ranking, rank_stability
 from segscse.evaluation.rendering import (
+    bracketed,
     escape_markdown,
     html_list,
     html_method,
@@ -25,16 +28,18 @@ from segscse.evaluation.rendering import (
     plain,
     text_table,
 )
-from segscse.evaluation.tables import check_same_cases, load_table
+from segscse.evaluation.tables import check_same_cases, load_table, same_conventions
 
 FEW_CASES = 10
+# Metrics that are undefined where both masks are empty, and nowhere else.
+_UNDEFINED_WHERE_EMPTY = (*DISTANCES, "dice", "iou", "nsd", "nsd_area", "volume_similarity", "lesion_f1")
 METHOD = (
     "Differences are paired by case. Intervals: 95 % BCa bootstrap of the mean difference over cases, or over subjects "
     "where they are known, widened for few of them (Efron 1987; Hesterberg 2015). p: Wilcoxon signed-rank, two-sided, "
     "after Holm's correction over the rows of the same table. Effect: matched-pairs rank-biserial correlation. A "
     "difference counts as shown when the interval leaves out 0 and the corrected p is below 0.05. An infinite distance "
-    "(a structure missed or made up) counts as the image's diagonal. Ranks: by the mean, with the cases redrawn 9999 "
-    "times (Wiesenfarth et al. 2021)."
+    "(one mask is empty) counts as the image's diagonal; a pair that is undefined on one side is left out, and the "
+    "findings say so. Ranks: by the mean, with the cases redrawn 9999 times (Wiesenfarth et al. 2021)."
 )
 Pairs = Literal["first", "all"]
 
@@ -50,6 +55,8 @@ class Comparison:
         by_label: one per pair and label; corrected by Holm together.
         ranking: the sides by their mean foreground value, and how stable that order is; None when neither direction
             of the metric is better.
+        convention_version: of the scores; None where the tables do not say.
+        nsd_tolerance_mm: of NSD, one for all labels or by label, likewise.
     """
 
     metric: str
@@ -57,6 +64,8 @@ class Comparison:
     foreground: tuple[PairedDifference, ...]
     by_label: tuple[PairedDifference, ...]
     ranking: Ranking | None
+    convention_version: int | None = None
+    nsd_tolerance_mm: float | dict[str, float] | None = None
 
     @property
     def overall(self) -> PairedDifference:
@@ -103,6 +112,9 @@ class Comparison:
             "metric": self.metric,
             "names": list(self.names),
             "method": METHOD,
+            "convention": self._convention,
+            "convention_version": self.convention_version,
+            "nsd_tolerance_mm": self.nsd_tolerance_mm,
             "verdicts": list(self.verdicts),
             "differences": self.to_frame().to_dict("records"),
             "ranking": None if self.ranking is None else asdict(self.ranking),
@@ -114,7 +126,9 @@ class Comparison:
         lines += [f"- {escape_markdown(line)}" for line in self.findings]
         for heading, rows in (("Foreground", self.foreground), ("By label", self.by_label)):
             lines += ["", f"## {heading}", "", *markdown_table(_HEADINGS, _cells(rows, self._metric))]
-        return "\n".join([*lines, "", METHOD, ""])
+        tolerance = [] if self.nsd_tolerance_mm is None else ["", f"NSD tolerance in mm: {self.nsd_tolerance_mm}."]
+        convention = [] if self._convention is None else ["", self._convention]
+        return "\n".join([*lines, "", METHOD, *convention, *tolerance, ""])
 
     def label_table(self) -> tuple[Sequence[str], list[list[str]]]:
         """Return headings and cells of the differences per label, as they are shown."""
@@ -133,22 +147,28 @@ class Comparison:
     def _metric(self) -> Metric:
         return named_metric(self.metric)
 
+    @property
+    def _convention(self) -> str | None:
+        """The convention of the scores in words, where it is the one of this version."""
+        return CONVENTION if self.convention_version == CONVENTION_VERSION else None
+
     def _labels_of(self, pair: PairedDifference) -> tuple[PairedDifference, ...]:
         return tuple(row for row in self.by_label if (row.a, row.b) == (pair.a, pair.b))
 
     def _verdict_of(self, pair: PairedDifference) -> str:
         notes = []
         if 2 <= pair.n_units < FEW_CASES:
-            notes.append(f"only {pair.n_units} cases: the interval is likely too narrow")
-        if self.metric == "dice":
-            rows = self._labels_of(pair)
-            for side, other, count in (
-                (pair.a, pair.b, sum(row.n_only_a_undefined for row in rows)),
-                (pair.b, pair.a, sum(row.n_only_b_undefined for row in rows)),
-            ):
-                if count:
-                    times = "once" if count == 1 else f"{count} times"
-                    notes.append(f"{times} {side} rightly finds nothing where {other} marks something")
+            notes.append(f"only {units_in_words(pair.n, pair.n_units)}: the interval is likely too narrow")
+        rows = self._labels_of(pair)
+        for side, other, count in (
+            (pair.a, pair.b, sum(row.n_only_a_undefined for row in rows)),
+            (pair.b, pair.a, sum(row.n_only_b_undefined for row in rows)),
+        ):
+            times = "once" if count == 1 else f"{count} times"
+            if count and self.metric in _UNDEFINED_WHERE_EMPTY:
+                notes.append(f"not counted: {times} {side} rightly finds nothing where {other} marks something")
+            elif count:
+                notes.append(f"not counted: {times} {side} is undefined")
         return "; ".join([pair.verdict, *notes])
 
     @property
@@ -168,7 +188,7 @@ def compare(
     *more: pd.DataFrame | str | Path,
     metric: str = "dice",
     names: Sequence[str] | None = None,
-    subjects: Mapping[str, str] | None = None,
+    subjects: Subjects | None = None,
     pairs: Pairs = "first",
 ) -> Comparison:
     """Compare evaluations case by case.
@@ -182,17 +202,20 @@ def compare(
         more: further contenders.
         metric: the column to compare.
         names: what to call the sides. Default: a, b, c, ...
-        subjects: the subject of every case, where subjects have several. Default: the first table's column `subject`.
+        subjects: the subject of every case, where subjects have several, or a CSV with the columns `case` and
+            `subject`. Default: the first table's column `subject`.
         pairs: compare every side with the first, or "all" pairs.
 
     Raises:
-        InputError: the cases or labels differ, a table cannot be read, there is no such metric.
+        InputError: the cases, labels, references or conventions differ, a table cannot be read, there is no such
+            metric.
     """
     if pairs not in ("first", "all"):
         raise choose("value of pairs", pairs, ("first", "all"))
     sides = _names(names, 2 + len(more))
     tables = [load_table(source, side) for source, side in zip((a, b, *more), sides, strict=True)]
     check_same_cases(tables, sides)
+    conventions = same_conventions(tables, metric)
     chosen, *_ = [metric_of(table, metric) for table in tables]  # every table must have it
     known = subjects_of(tables[0], subjects)
     labels = tables[0].drop_duplicates("label").set_index("label")["name"].sort_index()
@@ -219,7 +242,7 @@ def compare(
         for label, name in labels.items()
     ]
     ranking = _rank(pd.concat(cases, axis=1, keys=range(len(sides))).sort_index(), sides, chosen, known)
-    return Comparison(metric, sides, correct(foreground), correct(per_label), ranking)
+    return Comparison(metric, sides, correct(foreground), correct(per_label), ranking, **conventions)
 
 
 def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
@@ -251,7 +274,7 @@ def _cells(rows: Sequence[PairedDifference], metric: Metric) -> list[list[str]]:
             f"{row.b} - {row.a}",
             metric.text(row.mean_a, digits),
             metric.text(row.mean_b, digits),
-            f"{metric.text(row.difference, digits, sign=True)} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]",
+            f"{metric.text(row.difference, digits, sign=True)} {bracketed(row.low, row.high, f'+.{digits}f')}".rstrip(),
             f"{row.p_holm:.3g}",
             f"{row.effect_size:+.2f}",
             f"{row.wins}/{row.ties}/{row.losses}",

@@ -13,7 +13,7 @@ import pandas as pd
 from segscse.errors import InputError
 from segscse.evaluation.cases import CasePair, Missing, cases_of, pair_cases
 from segscse.evaluation.columns import in_words
-from segscse.evaluation.metrics import subjects_of
+from segscse.evaluation.metrics import Subjects, subject_by_case
 from segscse.evaluation.report import render_report
 from segscse.evaluation.room import require_room
 from segscse.evaluation.scores import evaluate, summarise
@@ -48,7 +48,7 @@ def evaluate_folders(
     probabilities_dir: str | Path | Mapping[str, Path] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
-    subjects: Mapping[str, str] | None = None,
+    subjects: Subjects | None = None,
     provenance: Mapping[str, Any] | None = None,
     viewer: bool = True,
 ) -> Evaluation:
@@ -66,8 +66,8 @@ def evaluate_folders(
         probabilities_dir: probabilities of the predictions, likewise; adds the columns `ece` and `brier`.
         workers: as in `evaluate`.
         progress: as in `evaluate`.
-        subjects: the subject of every case, where subjects have several; goes into the column `subject`, and intervals
-            are drawn over subjects.
+        subjects: the subject of every case, where subjects have several, or a CSV with the columns `case` and
+            `subject`; goes into the column `subject`, and intervals are drawn over subjects.
         provenance: how the predictions came about, for the report.
         viewer: embed a viewer and the worst, median and best case in the report.
 
@@ -80,6 +80,7 @@ def evaluate_folders(
     with only_writer(out_dir):
         images = {} if images_dir is None else cases_of(images_dir)
         pairs = pair_cases(pred_dir, ref_dir, missing, probabilities_dir)
+        known = None if subjects is None else subject_by_case([str(pair.case) for pair in pairs], subjects)
         at_a_time = workers or min(4, os.cpu_count() or 1)
         if (warning := require_room(pairs, out_dir, at_a_time)) is not None:
             logging.getLogger(__name__).warning(warning)
@@ -94,7 +95,6 @@ def evaluate_folders(
             workers=workers,
             progress=progress,
         )
-        known = subjects_of(table, subjects)
         if known is not None:
             table.insert(1, "subject", table["case"].astype(str).map(known))
         return write_evaluation(

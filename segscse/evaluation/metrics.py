@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,11 @@ import pandas as pd
 
 from segscse.errors import InputError, choose
 from segscse.evaluation.columns import diagonal_mm_of
+from segscse.evaluation.tables import load_subjects
 
 Better = Literal["higher", "lower", "near 0", "neither"]
+Subjects = Mapping[str, str] | str | Path
+"""The subject of every case, or a CSV file with the columns `case` and `subject`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +135,36 @@ def is_comparable(table: pd.DataFrame, metric: Metric) -> bool:
     return not infinite.any() or bool(diagonal_mm_of(table)[infinite].notna().all())
 
 
-def subjects_of(table: pd.DataFrame, subjects: Mapping[str, str] | None) -> dict[str, str] | None:
+def subjects_of(table: pd.DataFrame, subjects: Subjects | None) -> dict[str, str] | None:
     """Return each case's subject, from `subjects` or the table's column `subject`; None when neither is there.
 
     Raises:
-        InputError: a case without a subject.
+        InputError: a case without a subject, or the file of subjects cannot be read.
     """
     cases = table["case"].astype(str)
     if subjects is None:
         if "subject" not in table:
             return None
         subjects = dict(zip(cases, table["subject"].astype(str), strict=True))
-    lacking = sorted(set(cases) - {case for case, subject in subjects.items() if subject not in ("", "nan")})
+    return subject_by_case(cases, subjects)
+
+
+def subject_by_case(cases: Iterable[str], subjects: Subjects) -> dict[str, str]:
+    """Return the subject of each case, from a mapping or a CSV file.
+
+    Raises:
+        InputError: a case without a subject, or the file cannot be read.
+    """
+    if isinstance(subjects, Mapping):
+        file, known = None, {str(case): of for case, of in subjects.items()}
+    else:
+        file, known = Path(subjects), load_subjects(subjects)
+    cases = list(cases)
+    lacking = sorted(set(cases) - {case for case, subject in known.items() if subject not in ("", "nan")})
     if lacking:
-        raise InputError(f"{len(lacking)} cases have no subject, such as {lacking[0]!r}", remedy="Name one for each")
-    return {case: str(subjects[case]) for case in cases}
+        raise InputError(
+            f"{len(lacking)} of {len(set(cases))} cases have no subject, such as {lacking[0]!r}",
+            file=file,
+            remedy="Name one for each",
+        )
+    return {case: str(known[case]) for case in cases}

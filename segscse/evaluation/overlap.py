@@ -127,11 +127,12 @@ def _slabs(array: np.ndarray) -> Iterator[np.ndarray]:
 
 def _numbered(array: np.ndarray, values: Sequence[int]) -> np.ndarray:
     """Return the place of each voxel's label in `values`, which hold them all."""
-    order = np.argsort(np.array(values, object))
-    known = np.array([values[place] for place in order], array.dtype if array.dtype.kind == "u" else np.int64)
+    limits = np.iinfo(array.dtype)  # the other map's labels may not fit
+    rising = sorted((value, place) for place, value in enumerate(values) if limits.min <= value <= limits.max)
+    known, places = np.array([value for value, _ in rising], array.dtype), np.array([place for _, place in rising])
     numbers = np.empty(array.size, np.min_scalar_type(len(values)))
     for start, slab in zip(range(0, array.size, _SLAB_VOXELS), _slabs(array), strict=True):
-        numbers[start : start + len(slab)] = order[np.searchsorted(known, slab)]
+        numbers[start : start + len(slab)] = places[np.searchsorted(known, slab)]
     return numbers.reshape(array.shape)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from segscse.evaluation.bootstrap import group_codes, mean_interval
+from segscse.evaluation.bootstrap import group_codes, mean_interval, units_in_words
 from segscse.evaluation.metrics import named_metric
 
 ALPHA = 0.05
@@ -44,7 +44,8 @@ class PairedDifference:
         wins: units where b is better (or higher).
         ties: units that are equal.
         losses: units where a is.
-        n_only_a_undefined: pairs left out because only a is undefined: for Dice, a rightly empty, b a false positive.
+        n_only_a_undefined: pairs left out because only a is undefined; for most metrics a is rightly empty then, and
+            b a false positive.
         n_only_b_undefined: the reverse.
     """
 
@@ -83,7 +84,7 @@ class PairedDifference:
     def verdict(self) -> str:
         """What interval and test together allow one to say, in plain words."""
         if self.n_units < 2:
-            return f"cannot be judged from {self.n} case{'' if self.n == 1 else 's'}"
+            return f"cannot be judged from {units_in_words(self.n, self.n_units)}"
         if not self.shown:
             if self.low <= 0 <= self.high:
                 return "no difference shown"

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from segscse.evaluation.bootstrap import TIE, group_codes, resample_weights
+from segscse.evaluation.bootstrap import TIE, group_codes, resample_weights, units_in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +24,21 @@ class Ranking:
     Attributes:
         names: the sides, in the order given.
         n: cases.
+        n_units: subjects among them where subjects are known, else cases.
+        n_undefined: cases left out, because a side is undefined.
         means: mean of each side over them.
         ranks: 1 is best; equal means share the better rank.
         low: 2.5th percentile of each side's rank over the resamples.
         high: 97.5th percentile.
         shares: share of resamples in which side i has rank j + 1, `shares[i][j]`.
         kendall_tau: mean over resamples of Kendall's tau-a between their order and the full one, -1 to 1; NaN when
-            there are fewer than two cases.
+            there are fewer than two units.
     """
 
     names: tuple[str, ...]
     n: int
+    n_units: int
+    n_undefined: int
     means: tuple[float, ...]
     ranks: tuple[int, ...]
     low: tuple[int, ...]
@@ -45,15 +49,16 @@ class Ranking:
     @property
     def text(self) -> str:
         """The ranking in one line of words."""
-        if self.n < 2:
-            return f"no ranking from {self.n} case{'' if self.n == 1 else 's'}"
+        if self.n_units < 2:
+            return f"no ranking from {units_in_words(self.n, self.n_units)}"
         order = sorted(range(len(self.names)), key=lambda side: self.ranks[side])
         parts = [
             f"{self.ranks[side]}. {self.names[side]} (rank kept in {self.shares[side][self.ranks[side] - 1]:.0%} of "
             f"resamples, 95 % of ranks {self.low[side]} to {self.high[side]})"
             for side in order
         ]
-        return "; ".join(parts)
+        left_out = f"; over the {self.n} cases where all are defined, of {self.n + self.n_undefined}"
+        return "; ".join(parts) + (left_out if self.n_undefined else "")
 
 
 def rank_stability(
@@ -74,22 +79,24 @@ def rank_stability(
     defined = ~np.isnan(values).any(axis=1)
     codes = group_codes(None if groups is None else np.asarray(groups, object)[defined].tolist(), int(defined.sum()))
     values = values[defined] if better == "higher" else -values[defined]
-    sides = len(names)
-    if len(values) < 2:
-        nothing = (0,) * sides
-        shares = ((math.nan,) * sides,) * sides
-        return Ranking(tuple(names), len(values), (math.nan,) * sides, nothing, nothing, nothing, shares, math.nan)
-    sums = np.zeros((int(codes.max()) + 1, sides))
-    counts = np.zeros((len(sums), 1))
+    sides, n_units = len(names), int(codes.max(initial=-1)) + 1
+    if n_units < 2:
+        none, unknown = (0,) * sides, (math.nan,) * sides
+        found = len(values), n_units, int((~defined).sum())
+        return Ranking(tuple(names), *found, unknown, none, none, none, (unknown,) * sides, math.nan)
+    sums = np.zeros((n_units, sides))
+    counts = np.zeros((n_units, 1))
     np.add.at(sums, codes, values)
     np.add.at(counts, codes, 1)
     means = values.mean(axis=0)
-    resampled = np.concatenate([(w @ sums) / (w @ counts) for w in resample_weights(len(sums))])
+    resampled = np.concatenate([(w @ sums) / (w @ counts) for w in resample_weights(n_units)])
     ranks = _ranks(resampled)
     low, high = np.quantile(ranks, [0.025, 0.975], axis=0, method="inverted_cdf").astype(int)
     return Ranking(
         names=tuple(names),
         n=len(values),
+        n_units=n_units,
+        n_undefined=int((~defined).sum()),
         means=tuple((means if better == "higher" else -means).tolist()),
         ranks=tuple(_ranks(means[None])[0].tolist()),
         low=tuple(low.tolist()),

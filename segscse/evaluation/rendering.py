@@ -8,6 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
+def bracketed(low: float, high: float, form: str) -> str:
+    """Return an interval's ends in brackets; nothing where it is not known."""
+    return "" if math.isnan(low) else f"[{low:{form}}, {high:{form}}]"
+
+
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
     """Return a table as lines of aligned text; the first `left` columns are flush left, the others right."""
     table = [list(headings), *map(list, rows)]

@@ -128,7 +128,8 @@ def _facts(described: pd.DataFrame) -> list[dict[str, str]]:
         if len(rows):
             row, metric = rows.iloc[0], METRICS[column]  # the row over all labels comes first
             interval = f"{metric.text(row['low'])} to {metric.text(row['high'])}" if row["method"] != "none" else ""
-            facts.append({"value": metric.text(row["mean"]), "what": f"mean {metric.title}", "interval": interval})
+            what = f"mean {metric.title}" + (" (∞ as the image's diagonal)" if row["n_infinite"] else "")
+            facts.append({"value": metric.text(row["mean"]), "what": what, "interval": interval})
     return facts
 
 

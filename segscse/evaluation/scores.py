@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from segscse.evaluation.cases import (
     load_probabilities,
     pair_cases,
 )
-from segscse.evaluation.columns import CALIBRATION, COLUMNS, CONVENTION
+from segscse.evaluation.columns import CALIBRATION, COLUMNS, CONVENTION, CONVENTION_VERSION
 from segscse.evaluation.lesions import LesionCounts, count_lesions
 from segscse.evaluation.nearest import margin
 from segscse.evaluation.overlap import Counts, LabelPair, count, label_pair
@@ -76,8 +77,8 @@ def evaluate(
         One row per case and label with `COLUMNS`, and `ece` and `brier` with probabilities; what each means is
         in `segscse.evaluation.columns`. `volume_diff_ml` is prediction - reference; `n_ref` and `n_pred` are
         voxels. NaN where a score is undefined; distances are infinite when one mask is empty; 2D images have
-        NaN volumes. `attrs` holds the convention in words, `nsd_tolerance_mm`, and by case `spacing_mm` and
-        the image's `diagonal_mm`, and `notes`, `(file, note)` on what is unusual about a file but no obstacle.
+        NaN volumes. `attrs` holds the convention in words, its version, `nsd_tolerance_mm`, and by case `spacing_mm`
+        and the image's `diagonal_mm`, and `notes`, `(file, note)` on what is unusual about a file but no obstacle.
 
     Raises:
         InputError: grids differ, files cannot be paired or read, or hold no label; all bad cases in one
@@ -87,6 +88,8 @@ def evaluate(
         >>> evaluate(np.array([[0, 1, 1]]), np.array([[0, 0, 1]]))["dice"].round(3).tolist()
         [0.667]
     """
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be 1 or more, got {workers}", remedy="Leave it out for one a core")
     known = label_names(names)
     chosen = None if labels is None else check_labels(labels)
     tolerance = Tolerance.of(nsd_tolerance_mm, chosen)
@@ -196,6 +199,7 @@ def _to_table(scored: Sequence[_ScoredCase], names: Mapping[int, str]) -> pd.Dat
     table = pd.DataFrame(rows, columns=[*COLUMNS, *CALIBRATION])
     table.attrs = {
         "convention": CONVENTION,
+        "convention_version": CONVENTION_VERSION,
         "spacing_mm": {case.case: case.spacing_mm for case in scored},
         "diagonal_mm": {case.case: case.diagonal_mm for case in scored},
         "notes": [(name, case_note(other)) for name, other in same_but_case([case.case for case in scored])]
@@ -216,7 +220,7 @@ def _score_all(
         try:
             return score(pair, threads=workers if len(pairs) == 1 else 1)
         except InputError as error:
-            return error
+            return error if error.file is not None or len(pairs) == 1 else _of_case(pair, error)
 
     results = []
     pool = ThreadPoolExecutor(workers)
@@ -231,8 +235,16 @@ def _score_all(
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise InputError(f"{len(errors)} of {len(pairs)} cases cannot be scored: {' | '.join(map(str, errors))}")
+        messages = dict.fromkeys(map(str, errors))
+        raise InputError(f"{len(errors)} of {len(pairs)} cases cannot be scored: {' | '.join(messages)}")
     return [result for result in results if isinstance(result, _ScoredCase)]
+
+
+def _of_case(pair: CasePair, error: InputError) -> InputError:
+    """Return an error that says which case it is about; the messages of files name them."""
+    if isinstance(pair.ref, str | Path):
+        return error
+    return InputError(f"case {pair.case}: {error.problem}", remedy=error.remedy)
 
 
 def _score_pair(
@@ -249,8 +261,9 @@ def _score_pair(
         rows = score_case(pred.array, ref.array, spacing, [1], tolerance.of_label)  # a mask has its label, if empty
     if calibrate and labels is not None:
         channels = load_probabilities(pair, ref, len(labels) + 1)
+        file = pair.probabilities if isinstance(pair.probabilities, str | Path) else None
         for channel, label in enumerate(labels, start=1):
-            measured = calibration(channels[..., channel], ref.array == label)
+            measured = calibration(channels[..., channel], ref.array == label, file)
             rows[label] |= {"ece": measured.ece, "brier": measured.brier}
     blank = _row(None, spacing, ref.array.size, _voxel_ml(spacing), 0.0)
     diagonal = math.hypot(*(size * step for size, step in zip(ref.array.shape, spacing, strict=True)))

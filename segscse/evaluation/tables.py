@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from segscse.errors import InputError
-from segscse.evaluation.columns import diagonals_beside
+from segscse.evaluation.columns import recorded_beside
 from segscse.files import read_json
 
 _TEXT = ("case", "name", "subject")
@@ -27,7 +27,7 @@ def load_table(source: pd.DataFrame | str | Path, side: str = "table") -> pd.Dat
     else:
         file = Path(source) / "cases.csv" if Path(source).is_dir() else Path(source)
         table = _read_cases(file)
-        table.attrs["diagonal_mm"] = _diagonals(file.with_name("summary.json"))
+        table.attrs.update(recorded_beside(file))
     lacking = [column for column in ("case", "label", "name", "dice") if column not in table]
     if lacking:
         raise InputError(
@@ -36,8 +36,6 @@ def load_table(source: pd.DataFrame | str | Path, side: str = "table") -> pd.Dat
             remedy="Give the table that evaluate returns or writes",
         )
     table = table.assign(case=table["case"].astype(str))
-    if file is not None and "diagonal_mm" not in table:
-        table.attrs["diagonal_mm"] = diagonals_beside(file)
     repeated = table.duplicated(["case", "label"])
     if table.empty or repeated.any():
         problem = "is empty" if table.empty else f"repeats case {table['case'][repeated].iloc[0]!r}"
@@ -58,7 +56,9 @@ def load_subjects(file: str | Path) -> dict[str, str]:
     pairs = table[["case", "subject"]].drop_duplicates()
     repeated = pairs.duplicated("case")
     if repeated.any():
-        raise InputError(f"gives case {pairs['case'][repeated].iloc[0]!r} two subjects", file=file)
+        raise InputError(
+            f"gives case {pairs['case'][repeated].iloc[0]!r} two subjects", file=file, remedy="Keep one of its lines"
+        )
     return dict(zip(pairs["case"], pairs["subject"], strict=True))
 
 
@@ -80,10 +80,10 @@ def load_provenance(folder: str | Path) -> dict[str, Any]:
 
 
 def check_same_cases(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> None:
-    """Refuse tables that cover different cases or labels.
+    """Refuse tables that cover different cases or labels, or were scored on different references.
 
     Raises:
-        InputError: naming the first of them that are absent, and from where.
+        InputError: naming the first of them that are absent, and from where, or the first that differs.
     """
     keys = [set(zip(table["case"].astype(str), table["label"], strict=True)) for table in tables]
     every = set().union(*keys)
@@ -96,15 +96,36 @@ def check_same_cases(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> No
                 f"the evaluations cover different cases: {name} lacks {', '.join(shown)}{more}",
                 remedy="Evaluate all on the same references with the same labels",
             )
+    sizes = [table.set_index(["case", "label"])["n_ref"].sort_index() for table in tables if "n_ref" in table]
+    for size in sizes[1:]:
+        if (other := size != sizes[0]).any():
+            case, label = size.index[other][0]
+            raise InputError(
+                f"the evaluations have different references: of case {case}, label {label} has "
+                f"{sizes[0][other].iloc[0]:.0f} voxels in one and {size[other].iloc[0]:.0f} in another",
+                remedy="Evaluate all on the same references",
+            )
 
 
-def _diagonals(summary: Path) -> dict[str, float]:
-    """Return the images' diagonals by case that `summary.json` records under `grids`; none where it is absent."""
-    if not summary.is_file():
-        return {}
-    record = read_json(summary)
-    grids = record.get("grids", {}) if isinstance(record, dict) else {}
-    return {str(case): float(grid["diagonal_mm"]) for case, grid in grids.items() if grid.get("diagonal_mm")}
+def same_conventions(tables: Sequence[pd.DataFrame], metric: str) -> dict[str, Any]:
+    """Return the convention and the NSD tolerance that tables were scored with; None where no table says.
+
+    Raises:
+        InputError: two of them say different things, and the metric depends on it.
+    """
+    known: dict[str, Any] = {}
+    for name in ("convention_version", "nsd_tolerance_mm"):
+        values = [table.attrs[name] for table in tables if table.attrs.get(name) is not None]
+        known[name] = values[0] if values else None
+        matters = name == "convention_version" or metric in ("nsd", "nsd_area")
+        if different := [value for value in values if value != values[0]]:
+            if matters:
+                raise InputError(
+                    f"the evaluations were scored with different values of {name}: {values[0]} and {different[0]}",
+                    remedy="Evaluate all with the same",
+                )
+            known[name] = None
+    return known
 
 
 def _read_cases(file: Path) -> pd.DataFrame:

@@ -52,8 +52,8 @@ def case_volumes(scene: Scene, max_voxels: int = MAX_VOXELS) -> CaseVolumes:
     affine = scene.affine @ np.vstack([np.column_stack([np.diag(steps), origin]), [0, 0, 0, 1]]).astype(float)
     image = np.nan_to_num(scene.image[box].astype(np.float32), nan=low, posinf=high, neginf=low)
     grey = np.rint(np.clip((image - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    segmentation = scene.segmentation[box]
-    reference = np.zeros_like(segmentation) if scene.reference is None else scene.reference[box]
+    segmentation = np.maximum(scene.segmentation[box], 0)  # a label below 0, such as one to ignore, is not drawn
+    reference = np.zeros_like(segmentation) if scene.reference is None else np.maximum(scene.reference[box], 0)
     labels = sorted((set(np.unique(segmentation).tolist()) | set(np.unique(reference).tolist())) - {0})
     kind = np.uint8 if len(labels) < 256 else np.int16
     ids = np.array([0, *labels])

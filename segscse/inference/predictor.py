@@ -19,7 +19,7 @@ from segscse.inference.model_folder import load_model
 from segscse.inference.remembered import Trial
 from segscse.inference.segment import Member, Options, Segmentation, segment
 from segscse.inference.select import describe, load_engine, trained_precision
-from segscse.inference.sliding_window import mirrored, predict_volume, tensor_axes
+from segscse.inference.sliding_window import Network, mirrored, predict_volume, tensor_axes
 
 ArrayImage = tuple[np.ndarray, np.ndarray]
 
@@ -130,17 +130,21 @@ class Predictor(Segmenter):
         """The engine and, when it was chosen among several, what each of them took, in one line."""
         return f"{self.engine} ({describe(self.trials)})" if self.trials else str(self.engine)
 
-    def evaluate(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(B, K, *window)` of windows `(B, C, *window)`, averaged over mirroring when asked for."""
+    def network_call(self, batch_size: int) -> Network:
+        """Return what maps windows `(B, C, *window)` to logits `(B, K, *window)`, averaged over mirroring if asked for.
+
+        Args:
+            batch_size: windows a call of the network at most, mirrored copies among them.
+        """
         axes = tensor_axes(self.plan.mirror_axes, self.plan.slice_axis) if self.mirror else []
-        return mirrored(self.engine, axes)(windows)
+        return mirrored(self.engine, axes, batch_size)
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor) -> torch.Tensor:
         """Return all logits `(K, X, Y, Z)` of a preprocessed image `(C, X, Y, Z)`, where they fit in memory."""
         return predict_volume(
             image.to(self.device),
-            self.evaluate,
+            self.network_call(self.plan.batch_size),
             window=self.plan.patch_size,
             n_classes=len(self.plan.labels),
             slice_axis=self.plan.slice_axis,

@@ -20,7 +20,7 @@ from segscse.inference.engines import Engine
 from segscse.inference.postprocess import apply_steps
 from segscse.inference.quality import Confidence, case_quality
 from segscse.inference.restore import Canvas, draw, output_grid
-from segscse.inference.sliding_window import Rows, Sweep, plan_sweep, stream_logits
+from segscse.inference.sliding_window import Network, Rows, Sweep, plan_sweep, stream_logits
 
 Allocate = Callable[[str, tuple[int, ...]], np.ndarray]
 """Makes the array of a map by its name and shape: float32, or uint8 for multiples of 1/255."""
@@ -40,8 +40,8 @@ class Member(Protocol):
         """What decides the member's logits, as a JSON-ready value."""
         ...
 
-    def evaluate(self, windows: torch.Tensor) -> torch.Tensor:
-        """Return the logits `(B, K, *window)` of windows `(B, C, *window)` on the member's device."""
+    def network_call(self, batch_size: int) -> Network:
+        """Return what maps windows `(B, C, *window)` to logits `(B, K, *window)` on the member's device."""
         ...
 
 
@@ -219,7 +219,7 @@ def _stream(
 ) -> Iterator[Rows]:
     rows = stream_logits(
         case.image,
-        member.evaluate,
+        member.network_call(sweep.batch_size),
         sweep,
         n_classes=len(member.plan.labels),
         device=member.device,

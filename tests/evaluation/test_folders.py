@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from segscse.errors import InputError
-from segscse.evaluation.columns import CONVENTION, diagonals_beside
+from segscse.evaluation.columns import CONVENTION, recorded_beside
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.scores import summarise
 from segscse.files import only_writer
@@ -22,14 +22,17 @@ def test_evaluate_folders_writes_four_files(folders, tmp_path):
     ]
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "cases.csv", dtype={"name": str}), table)
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary == summarise(table)
-    assert diagonals_beside(tmp_path / "out" / "cases.csv") == pytest.approx(table.attrs["diagonal_mm"])
-    assert diagonals_beside(folders[0] / "cases.csv") == {}
+    recorded = recorded_beside(tmp_path / "out" / "cases.csv")
+    assert recorded["diagonal_mm"] == pytest.approx(table.attrs["diagonal_mm"])
+    assert recorded["nsd_tolerance_mm"] == table.attrs["nsd_tolerance_mm"] == 1
+    assert recorded["convention_version"] == table.attrs["convention_version"] == summary["convention_version"]
+    assert recorded_beside(folders[0] / "cases.csv") == {}
     (tmp_path / "out" / "summary.json").write_text('{"grids": {"a": {}}}')
     with pytest.raises(InputError, match="is not a summary of evaluate"):
-        diagonals_beside(tmp_path / "out" / "cases.csv")
+        recorded_beside(tmp_path / "out" / "cases.csv")
     (tmp_path / "out" / "summary.json").write_text("{")
     with pytest.raises(InputError, match="is not valid JSON"):
-        diagonals_beside(tmp_path / "out" / "cases.csv")
+        recorded_beside(tmp_path / "out" / "cases.csv")
     words = (tmp_path / "out" / "conventions.txt").read_text()
     assert CONVENTION in words
     assert "NSD tolerance: 1 mm." in words

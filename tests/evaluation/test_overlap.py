@@ -73,6 +73,22 @@ def test_every_label_keeps_its_voxels_whatever_its_type_and_layout(dtype, labels
         assert not (after == pair.value_of(17)).any()
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.uint8([0, 1]), np.int16([-1, 1])),
+        (np.uint8([0, 1]), np.uint32([70_000, 1])),
+        (np.int8([-3, 1]), np.uint64([2**63 + 5, 1])),
+        (np.bool_([False, True]), np.int64([-(2**40), 1])),
+    ],
+)
+def test_a_label_that_the_other_maps_type_cannot_hold(first, second):
+    for pred, ref in ((first, second), (second, first)):
+        pair = label_pair(pred[:, None], ref[:, None])
+        for before, after in ((pred, pair.pred), (ref, pair.ref)):
+            assert [pair.label_of(int(value)) for value in after[:, 0]] == [int(value) for value in before]
+
+
 def test_small_labels_in_memory_order_are_not_copied():
     pred, ref = np.random.default_rng(3).integers(0, 4, (2, 6, 6, 6)).astype(np.uint8)
     for turned in ((pred, ref), (pred.T, ref.T)):

@@ -263,13 +263,21 @@ class TestMirroring:
         return torch.nn.Conv3d(1, 2, 3, padding=1)
 
     @torch.no_grad()
-    def test_is_the_mean_over_all_flips(self):
+    @pytest.mark.parametrize(("batch_size", "calls"), [(1, [2] * 8), (4, [4] * 4), (7, [6, 6, 4]), (16, [16])])
+    def test_is_the_mean_over_all_flips_which_share_calls(self, batch_size, calls):
         network, x = self._network(), torch.randn(2, 1, 5, 6, 4)
+        seen = []
+
+        def counted(windows):
+            seen.append(len(windows))
+            return network(windows)
+
         total = torch.zeros(2, 2, 5, 6, 4)
         for flips in product([False, True], repeat=3):
             axes = [axis + 2 for axis, flip in enumerate(flips) if flip]
             total += network(x.flip(axes)).flip(axes)
-        torch.testing.assert_close(mirrored(network, [2, 3, 4])(x), total / 8)
+        torch.testing.assert_close(mirrored(counted, [2, 3, 4], batch_size)(x), total / 8)
+        assert seen == calls
 
     @torch.no_grad()
     def test_makes_the_prediction_follow_a_mirrored_input(self):
@@ -295,7 +303,7 @@ class TestMirroring:
         assert len(calls) == 2
 
     def test_without_axes_is_the_network_itself(self):
-        assert mirrored(_constant, []) is _constant
+        assert mirrored(_constant, [], 2) is _constant
 
 
 def test_logits_are_single_precision_whatever_the_network_gives():
