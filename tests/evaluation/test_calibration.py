@@ -104,6 +104,9 @@ def test_what_does_not_fit_is_refused(three_folders, save):
     save(probabilities / "b.nii.gz", _channels(blocks()), np.diag([1, 2, 3, 1.0]))
     with pytest.raises(InputError, match=r"b\.nii\.gz.*different grids"):
         evaluate(pred, ref, [1, 2], probabilities=probabilities)
+    save(probabilities / "b.nii.gz", 2 * _channels(blocks()))
+    with pytest.raises(InputError, match=r"b\.nii\.gz: probabilities must lie from 0 to 1"):
+        evaluate(pred, ref, [1, 2], probabilities=probabilities)
     (probabilities / "c.nii.gz").unlink()
     with pytest.raises(InputError, match="1 of 3 probabilities are missing: c"):
         evaluate(pred, ref, [1, 2], probabilities=probabilities)

@@ -109,3 +109,4 @@ def test_bland_altman_over_subjects_and_of_too_few():
     alone, grouped = bland_altman(table, places, None), bland_altman(table, places, list("aabbccdd"))
     assert alone.summary != grouped.summary
     assert bland_altman(table[:1], places, None) is None
+    assert "nan" not in bland_altman(table, places, ["a"] * 8).summary

@@ -9,10 +9,13 @@ import pytest
 
 import segscse as ss
 from segscse.errors import InputError
+from segscse.evaluation.columns import CONVENTION, CONVENTION_VERSION
 from segscse.evaluation.comparison import compare
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.paired import paired_difference
 from segscse.evaluation.tables import load_subjects, load_table
+
+_TOLERANCES = (("narrow", 1.0), ("wide", 3.0))
 
 
 def _table(values, label=1, name="liver"):
@@ -75,6 +78,42 @@ def test_pairs_undefined_on_one_side_are_counted_and_told():
     assert result.overall.n == 2
     assert result.overall.n_only_a_undefined == 1
     assert "once a rightly finds nothing where b marks something" in result.verdict
+
+
+def test_what_is_made_up_in_healthy_cases_is_told_for_distances_too():
+    healthy = [math.nan] * 15
+    a = _table(np.full(30, 0.9)).assign(hd95_mm=healthy + [3.0] * 15, diagonal_mm=50.0)
+    b = a.assign(hd95_mm=[math.inf] * 15 + [2.0] * 15)
+    result = compare(a, b, metric="hd95_mm")
+    assert result.verdict.startswith("b is better by 1.")
+    assert "not counted: 15 times a rightly finds nothing where b marks something" in result.verdict
+    assert "over the 15 cases where all are defined, of 30" in result.ranking.text
+    precision = compare(a.assign(precision=healthy + [0.5] * 15), a.assign(precision=0.5), metric="precision")
+    assert "not counted: 15 times a is undefined" in precision.verdict
+
+
+def test_other_tolerances_conventions_and_references_are_refused(folders, tmp_path):
+    narrow, wide = (evaluate_folders(*folders, tmp_path / name, nsd_tolerance_mm=mm)[0] for name, mm in _TOLERANCES)
+    with pytest.raises(InputError, match=r"different values of nsd_tolerance_mm: 1\.0 and 3\.0"):
+        compare(tmp_path / "narrow", tmp_path / "wide", metric="nsd")
+    assert compare(tmp_path / "narrow", tmp_path / "wide").nsd_tolerance_mm is None
+    older = wide.copy()
+    older.attrs["convention_version"] = 1
+    with pytest.raises(InputError, match="different values of convention_version: 2 and 1"):
+        compare(narrow, older)
+    with pytest.raises(InputError, match="different references: of case a, label 1 has 64 voxels in one and 65"):
+        compare(narrow, narrow.assign(n_ref=narrow["n_ref"] + (narrow["case"] == "a")))
+
+
+def test_every_output_carries_the_convention(folders, tmp_path):
+    evaluate_folders(*folders, tmp_path / "out")
+    result = compare(tmp_path / "out", tmp_path / "out", metric="nsd")
+    record = result.to_json()
+    assert (record["convention"], record["convention_version"]) == (CONVENTION, CONVENTION_VERSION)
+    assert record["nsd_tolerance_mm"] == 1
+    assert CONVENTION in result.to_markdown()
+    assert "NSD tolerance in mm: 1.0." in result.to_markdown()
+    assert compare(_table([0.5, 0.6]), _table([0.5, 0.6])).to_json()["convention"] is None
 
 
 def test_foreground_is_the_mean_over_a_cases_labels():
@@ -221,6 +260,16 @@ def test_subjects_are_the_units_of_test_and_interval():
     assert row.effect_size == pytest.approx((2.5 - 1 + 2.5) / 6)
     assert compare(a.assign(subject=list(subjects.values())), b).overall == row
     assert "8 (4 subjects)" in str(compare(a, b, subjects=subjects))
+
+
+def test_one_subject_is_one_unit():
+    a, b = _table(np.linspace(0.4, 0.6, 10)), _table(np.linspace(0.5, 0.7, 10))
+    result = compare(a, b, subjects=dict.fromkeys(a["case"], "s"))
+    assert result.verdict == "cannot be judged from 10 cases of 1 subject"
+    assert result.ranking.text == "no ranking from 10 cases of 1 subject"
+    assert "nan" not in str(result).splitlines()[1].split("win")[0]
+    few = compare(a, b, subjects={case: f"s{place // 2}" for place, case in enumerate(a["case"])})
+    assert "only 10 cases of 5 subjects: the interval is likely too narrow" in few.verdict
 
 
 def test_refusals_of_options():

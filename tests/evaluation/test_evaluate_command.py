@@ -81,6 +81,14 @@ def test_what_cannot_be_is_one_line_and_writes_nothing(flags, message, evaluate,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_case_without_a_subject_stops_it_before_any_is_scored(evaluate, folders, tmp_path, capsys):
+    (tmp_path / "subjects.csv").write_text("case,subject\na,s1\nb,s1\n")
+    (folders[0] / "a.nii.gz").write_bytes(b"no image, which scoring would find")
+    assert evaluate("--subjects", tmp_path / "subjects.csv") == 2
+    assert "subjects.csv: 1 of 3 cases have no subject, such as 'c'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_predictions_stop_it_or_count_as_empty(evaluate, folders, tmp_path, capsys):
     (folders[0] / "b.nii.gz").unlink()
     assert evaluate() == 2

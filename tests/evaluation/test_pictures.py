@@ -79,6 +79,15 @@ def test_viewer_volumes_keep_labels_and_place():
     assert volumes.note == ""
 
 
+def test_a_label_below_zero_is_not_drawn():
+    reference = blocks().astype(np.int16)
+    reference[:, :, 0] = -1
+    volumes = case_volumes(load_scene(None, Volume(blocks(1), AFFINE), Volume(reference, AFFINE), None))
+    assert volumes.labels == (1, 2)
+    np.testing.assert_array_equal(np.asarray(_volume(volumes.prediction).dataobj), blocks(1))
+    np.testing.assert_array_equal(np.asarray(_volume(volumes.reference).dataobj), np.maximum(reference, 0))
+
+
 def test_large_volumes_are_cropped_then_thinned_and_keep_their_place():
     shape = (80, 80, 80)
     labels = np.zeros(shape, np.uint8)

@@ -113,6 +113,13 @@ def test_report_of_undefined_scores_shows_dashes():
     assert "–" in html  # noqa: RUF001
 
 
+def test_a_mean_distance_that_counts_misses_says_so():
+    both = {"a": blocks(), "b": blocks(1)}
+    assert "mean HD95</span>" in render_report(evaluate(both, dict.fromkeys(both, blocks())))
+    missed = render_report(evaluate({"a": blocks()}, dict.fromkeys(both, blocks()), missing="empty"))
+    assert "mean HD95 (∞ as the image&#39;s diagonal)" in missed
+
+
 def test_report_is_the_same_twice(folders, tmp_path):
     for out in ("one", "two"):
         evaluate_folders(*folders, tmp_path / out)
@@ -125,6 +132,8 @@ def test_many_labels_leave_out_the_columns_per_label():
     cases = html[html.index('<table id="cases">') :]
     assert "label_59" in html
     assert "label_59" not in cases[: cases.index("</table>")]
+    assert "All scores:" not in html
+    assert "of every other score: summary.json" in html
 
 
 def test_too_many_rows_leave_the_details_to_the_csv(monkeypatch, folders):

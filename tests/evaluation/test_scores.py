@@ -150,6 +150,10 @@ def test_matches_monai_dice():
         (np.full((4, 4, 4), "a"), {}, "array of integers"),
         (np.ones((4, 4, 4), int), {"labels": [0]}, "no label to score"),
         (np.ones((4, 4, 4), int), {"labels": [1.5]}, "whole numbers above 0"),
+        (np.ones((4, 4, 4), int), {"labels": [math.nan]}, "whole numbers above 0, got nan"),
+        (np.ones((4, 4, 4), int), {"labels": [math.inf]}, "whole numbers above 0, got inf"),
+        (np.ones((4, 4, 4), int), {"workers": -1}, "workers must be 1 or more, got -1"),
+        (np.full((4, 4, 4), 1e20), {}, "fit no integer type"),
         (np.ones((4, 4, 4), int), {"spacing_mm": (1, 1)}, "3 positive numbers"),
         (np.ones((4, 4, 4), int), {"spacing_mm": (1, 0, 1)}, "3 positive numbers"),
         (np.ones((4, 4, 4), int), {"names": {"liver": 1}}, "integer labels"),
@@ -171,6 +175,27 @@ def test_bad_input_is_one_line_that_says_what(pred, options, message):
 
 def test_whole_numbers_in_floats_are_labels():
     assert evaluate(blocks().astype(float), blocks())["dice"].tolist() == [1, 1]
+
+
+def test_labels_that_only_one_maps_type_can_hold():
+    reference = blocks().astype(np.uint32)
+    reference[reference == 2] = 70_000
+    table = evaluate({"a": blocks()}, {"a": reference})
+    assert dict(zip(table["label"], table["dice"], strict=True)) == {1: 1, 2: 0, 70_000: 0}
+    assert evaluate({}, {"a": reference}, missing="empty")["dice"].tolist() == [0, 0]
+
+
+def test_cases_may_be_numbers_and_errors_name_them():
+    assert evaluate({1: blocks()}, {1: blocks()})["case"].unique().tolist() == ["1"]
+    half = {1: blocks(), 2: blocks() / 2, 3: blocks() / 2}
+    with pytest.raises(InputError, match=r"2 of 3 cases.*case 2: the prediction.*case 3: the prediction"):
+        evaluate(half, dict.fromkeys(half, blocks()))
+
+
+def test_what_holds_for_every_case_is_said_once(folders):
+    with pytest.raises(InputError) as caught:
+        evaluate(*folders, nsd_tolerance_mm={1: 1})
+    assert str(caught.value).count("label 2 has no NSD tolerance") == 1
 
 
 def test_a_tolerance_per_label():
