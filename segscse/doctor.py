@@ -103,7 +103,7 @@ class Diagnosis:
         return any(finding.level == "error" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready value; folders are names, not paths of this machine."""
+        """Return a JSON-ready value, folders as text."""
         value = asdict(self)
         value["machine"]["disk"]["folder"] = str(self.machine.disk.folder)
         return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from segscse.data.plan import load_plan
 from segscse.errors import InputError
@@ -18,6 +16,7 @@ from segscse.evaluation.metrics import Metric, metric_of
 from segscse.evaluation.scene import label_colour
 from segscse.evaluation.statistics import describe
 from segscse.evaluation.tables import load_table
+from segscse.figures import NotebookFigure, as_text
 from segscse.training.log import FILE, read_log
 
 if TYPE_CHECKING:
@@ -27,15 +26,6 @@ _INK, _MUTED, _RULE = "#1F2933", "#616E7C", "#E4E7EB"
 _DEFAULT = ("dice", "nsd", "hd95_mm")
 _VIOLIN_FROM = 5  # values; fewer are shown as points alone
 _CURVES = 12  # labels with a curve of their own
-
-
-class NotebookFigure(Figure):
-    """A figure that a notebook shows, whether or not pyplot is loaded."""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=110, facecolor=self.get_facecolor())
-        return buffer.getvalue()
 
 
 def plot_metrics(
@@ -70,7 +60,7 @@ def plot_metrics(
     for ax, metric in zip(axes, chosen, strict=True):
         means = described[described["metric"] == metric.column].set_index("label")
         _draw_metric(ax, metric, groups, means)
-    axes[0].set_yticks(range(len(groups)), [_plain(rows["name"].iloc[0]) for _, rows in groups])
+    axes[0].set_yticks(range(len(groups)), [as_text(rows["name"].iloc[0]) for _, rows in groups])
     axes[0].set_ylim(len(groups) - 0.5, -0.5)
     if title:
         figure.suptitle(title, parse_math=False)
@@ -145,7 +135,12 @@ def _draw_scores(ax: Axes, log: pd.DataFrame, names: dict[str, str]) -> None:
         label = column.removeprefix("val_dice_")
         colour = label_colour(int(label)) if label.isdigit() else _MUTED
         ax.plot(
-            scored["step"], scored[column], marker=".", linewidth=1, color=colour, label=_plain(names.get(label, label))
+            scored["step"],
+            scored[column],
+            marker=".",
+            linewidth=1,
+            color=colour,
+            label=as_text(names.get(label, label)),
         )
     if len(scored):
         ax.plot(scored["step"], scored["val_dice"], marker="o", markersize=4, linewidth=1.8, color=_INK, label="mean")
@@ -173,8 +168,3 @@ def _tidy(ax: Axes) -> None:
     ax.set_axisbelow(True)
     ax.tick_params(colors=_INK, length=0)
     ax.spines[:].set_visible(False)
-
-
-def _plain(text: Any) -> str:
-    """Return text in which matplotlib sees no formula and no hidden legend entry."""
-    return str(text).replace("$", r"\$").lstrip("_") or "?"

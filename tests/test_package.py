@@ -47,6 +47,8 @@ def test_help_and_usage_errors_import_nothing_heavy(arguments):
     assert _modules_after(f"from segscse.cli import run\nrun({arguments!r})") == []
 
 
-def test_scoring_imports_no_torch():
-    assert "torch" not in _modules_after("import segscse.evaluation.scores")
+def test_evaluation_imports_no_torch():
+    every = "[import_module(found.name) for found in walk_packages(evaluation.__path__, 'segscse.evaluation.')]"
+    imports = "from importlib import import_module\nfrom pkgutil import walk_packages\nfrom segscse import evaluation"
+    assert "torch" not in _modules_after(f"{imports}\n{every}")
     assert "torch" not in _modules_after("from segscse.data import io, geometry")

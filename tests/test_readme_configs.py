@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny import dataset  # noqa: F401, fixture
 
+from segscse.attention import ALIASES, BLOCKS
 from segscse.config import load_config
 from segscse.inference.predictor import load
 from segscse.training.run import train_run
@@ -25,6 +26,8 @@ def test_every_configuration_makes_a_step_and_a_model(path, dataset, tmp_path): 
     assert run.steps == 1
     predictor = load(run.folder, device="cpu")
     assert predictor.plan.spatial_dims == config.model.spatial_dims
-    names = {type(module).__name__ for module in predictor.network.modules()}
+    named = config.model.attention
+    placed = {BLOCKS[ALIASES.get(name, name)] for name in (named.encoder, named.bottleneck, named.decoder, named.skip)}
     assert torch.tensor([p.isfinite().all() for p in predictor.network.parameters()]).all()
-    assert ("NoAttention" in names) or config.model.attention.encoder != "none"
+    built = {type(module) for module in predictor.network.modules()} & set(BLOCKS.values())
+    assert built - {BLOCKS["none"]} == placed - {BLOCKS["none"]}

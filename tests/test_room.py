@@ -131,10 +131,11 @@ class TestEvaluate:
         assert "the evaluation takes about" in capsys.readouterr().err
         assert not (labels / "out").exists()
 
-    def test_with_room_for_one_case_at_a_time_warns(self, labels, memory, caplog):
+    def test_with_room_for_one_case_at_a_time_warns(self, labels, memory, capsys):
         memory(2 * 32**3 * 10)
         assert self._evaluate(labels, "--workers", "2", "--no-viewer") == 0
-        assert "Give --workers 1" in caplog.text
+        lines = [line for line in capsys.readouterr().err.splitlines() if "Give --workers 1" in line]
+        assert [line.startswith("segscse: warning: ") for line in lines] == [True]
 
     def test_into_a_file_is_refused_before_anything_is_read(self, labels, capsys):
         (labels / "out").write_text("")

@@ -70,6 +70,7 @@ def evaluate(
             provenance=None if model is None else load_provenance(model),
             viewer=viewer,
             progress=progress,
+            warn=lambda text: say_warnings([(str(out), text)]),
         )
     say_warnings(scored.table.attrs["notes"])
     say_scores(scored.summary, out)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from segscse.config import AugmentConfig
 from segscse.data.plan import ANISOTROPY, Plan
+from segscse.nets.dims import INTERPOLATION
 
 # Name of linear interpolation by number of spatial axes.
-LINEAR = {2: "bilinear", 3: "trilinear"}
 # Random numbers of every sample of a batch.
 Draws = Sequence[np.random.Generator]
 
@@ -188,7 +188,7 @@ def _contrast(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch
 def _low_resolution(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
     chosen = _chance(config.low_resolution_p, draws)
     factor = _uniform(0.5, 1.0, draws)
-    mode = LINEAR[image.ndim - 2]
+    mode = INTERPOLATION[image.ndim - 2]
     for index in chosen.nonzero()[:, 0].tolist():
         size = image.shape[2:]
         small = [max(1, round(n * float(factor[index]))) for n in size]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from segscse.evaluation.columns import in_words
 from segscse.evaluation.metrics import Subjects, subject_by_case
 from segscse.evaluation.report import render_report
 from segscse.evaluation.room import require_room
-from segscse.evaluation.scores import evaluate, summarise
+from segscse.evaluation.scores import at_a_time, evaluate, summarise
 from segscse.evaluation.statistics import describe
 from segscse.files import only_writer, write_json, write_text
 from segscse.limits import require_disk
@@ -51,6 +50,7 @@ def evaluate_folders(
     subjects: Subjects | None = None,
     provenance: Mapping[str, Any] | None = None,
     viewer: bool = True,
+    warn: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Score a folder of predictions; write `cases.csv`, `summary.json`, `conventions.txt` and `report.html`.
 
@@ -70,6 +70,7 @@ def evaluate_folders(
             `subject`; goes into the column `subject`, and intervals are drawn over subjects.
         provenance: how the predictions came about, for the report.
         viewer: embed a viewer and the worst, median and best case in the report.
+        warn: called with what may go wrong, before the first case is read; logged if not given.
 
     Raises:
         InputError: as `evaluate`, and nothing is written then, because a mean over part of the cases misleads; or
@@ -81,9 +82,8 @@ def evaluate_folders(
         images = {} if images_dir is None else cases_of(images_dir)
         pairs = pair_cases(pred_dir, ref_dir, missing, probabilities_dir)
         known = None if subjects is None else subject_by_case([str(pair.case) for pair in pairs], subjects)
-        at_a_time = workers or min(4, os.cpu_count() or 1)
-        if (warning := require_room(pairs, out_dir, at_a_time)) is not None:
-            logging.getLogger(__name__).warning(warning)
+        if (warning := require_room(pairs, at_a_time(workers))) is not None:
+            (warn or logging.getLogger(__name__).warning)(warning)
         table = evaluate(
             pred_dir,
             ref_dir,

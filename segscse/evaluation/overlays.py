@@ -28,7 +28,7 @@ from segscse.evaluation.scene import (
     planes_of,
     slice_index,
 )
-from segscse.plots import NotebookFigure
+from segscse.figures import NotebookFigure, as_text
 
 Show = Literal["overlay", "disagreement"]
 _BACKGROUND, _TEXT = "#15181C", "#D8DCE2"
@@ -170,7 +170,7 @@ def _draw_outlines(ax: Axes, labels: np.ndarray) -> None:
 def _legend(scene: Scene, names: Mapping[int, str]) -> list[Any]:
     known = scene.labels
     entries: list[Any] = [
-        Patch(facecolor=label_colour(label), label=_plain(names.get(label, f"label {label}")))
+        Patch(facecolor=label_colour(label), label=as_text(names.get(label, f"label {label}")))
         for label in known[:_LEGEND_LABELS]
     ]
     if len(known) > _LEGEND_LABELS:
@@ -190,8 +190,3 @@ def _draw_legend(figure: Figure, entries: list[Any]) -> None:
             handles=entries, loc="lower left", ncols=len(entries), frameon=False, fontsize=8,
             labelcolor=_TEXT, handlelength=1.2, columnspacing=1.4, borderaxespad=0.3,
         )  # fmt: skip
-
-
-def _plain(text: str) -> str:
-    """Return text in which matplotlib sees no formula and no hidden legend entry."""
-    return text.replace("$", r"\$").lstrip("_") or "?"

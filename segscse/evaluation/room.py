@@ -1,4 +1,4 @@
-"""Memory and disk of an evaluation, looked at before the first case is read."""
+"""Memory of an evaluation, looked at before the first case is read."""
 
 from __future__ import annotations
 
@@ -10,24 +10,22 @@ from typing import Any
 from segscse.data.io import UNREADABLE, image_suffix
 from segscse.data.nifti_header import peek_header
 from segscse.evaluation.cases import CasePair
-from segscse.limits import require_disk, require_memory
+from segscse.limits import require_memory
 
 
-def require_room(pairs: Sequence[CasePair], out: str | Path, workers: int) -> str | None:
-    """Refuse an evaluation whose results cannot be written, or whose largest case cannot be held in memory.
+def require_room(pairs: Sequence[CasePair], workers: int) -> str | None:
+    """Refuse an evaluation whose largest case cannot be held in memory.
 
     Args:
         pairs: the cases.
-        out: where the results go.
         workers: cases scored at a time.
 
     Returns:
         A warning where the cases that are scored at a time may not fit together.
 
     Raises:
-        InputError: nothing can be written to `out`, or the largest pair does not fit even in bytes.
+        InputError: the largest pair does not fit even in bytes.
     """
-    require_disk("the evaluation", out, 0, 0, "")
     sizes = sorted((_bytes(pair) for pair in pairs), reverse=True)
     if not sizes:
         return None

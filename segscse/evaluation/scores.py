@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from segscse.evaluation.overlap import Counts, LabelPair, count, label_pair
 from segscse.evaluation.summary import foreground_dice as foreground_dice
 from segscse.evaluation.summary import summarise as summarise
 from segscse.evaluation.surface import SurfaceDistances, framed_distances, with_margin
+from segscse.limits import usable_cores
 from segscse.types import Progress
 
 Row = dict[str, float]
@@ -98,11 +98,16 @@ def evaluate(
         _score_pair, labels=chosen, spacing_mm=spacing_mm, tolerance=tolerance, calibrate=probabilities is not None
     )
     pairs = pair_cases(pred, ref, missing, probabilities)
-    scored = _score_all(pairs, score, workers or min(4, os.cpu_count() or 1), progress)
+    scored = _score_all(pairs, score, at_a_time(workers), progress)
     every = chosen or check_labels([label for case in scored for label in case.rows])
     table = _to_table(scored, {label: known.get(label, str(label)) for label in every})
     table.attrs["nsd_tolerance_mm"] = tolerance.to_json()
     return table if probabilities is not None else table.drop(columns=list(CALIBRATION))
+
+
+def at_a_time(workers: int | None) -> int:
+    """Return how many cases are scored at a time: as asked for, else one per usable core, at most 4."""
+    return workers or min(4, usable_cores())
 
 
 def score_case(

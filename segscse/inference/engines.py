@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,7 +15,6 @@ from segscse.errors import InputError
 from segscse.hardware import autocast
 from segscse.nets.dims import channels_last, network_to_channels_last
 
-EngineName = Literal["torch", "openvino", "onnxruntime"]
 PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnxruntime": "onnxruntime"}
 """Engine to the package that it needs."""
 EXTRAS: dict[str, str] = {"openvino": "openvino", "onnxruntime": "onnx", "onnxscript": "onnx", "nncf": "int8"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from segscse.data.plan import Plan
+from segscse.inference.sliding_window import Network
+from segscse.nets.dims import INTERPOLATION
 
-Network = Callable[[torch.Tensor], torch.Tensor]
 PROBE_WINDOWS = 4
 MADE_UP = "int8 on made-up windows"
 """Under this name an export records the parity of a quantised graph on `probe_windows`, beside that on scans."""
@@ -110,7 +111,7 @@ def probe_windows(plan: Plan, count: int = PROBE_WINDOWS, seed: int = 0) -> list
     They stand in for scans where none are given: the network's maps get structure of every size to answer to.
     """
     generator = torch.Generator().manual_seed(seed)
-    mode = {2: "bilinear", 3: "trilinear"}[len(plan.patch_size)]
+    mode = INTERPOLATION[plan.spatial_dims]
     windows = []
     for _ in range(count):
         total = torch.zeros(1, len(plan.channels), *plan.patch_size)

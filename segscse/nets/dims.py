@@ -22,6 +22,9 @@ _INSTANCE_NORM: dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]] = {
 
 CHANNELS_LAST: dict[int, torch.memory_format] = {2: torch.channels_last, 3: torch.channels_last_3d}
 
+INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+"""The name that `torch.nn.functional.interpolate` gives to linear interpolation."""
+
 
 def check_spatial_dims(spatial_dims: int) -> int:
     """Return `spatial_dims` when it is 2 or 3.

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.ranks import ALONE, Group
 from segscse.training.averaging import AveragedWeights
-from segscse.training.checkpoints import BEST, FOLDER, LAST
+from segscse.training.checkpoints import FOLDER, LAST
 from segscse.training.clock import RunClock
 from segscse.training.log import MetricsTable
 from segscse.training.module import SegModule
@@ -31,7 +31,7 @@ SaveModel = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
 
 
 class RunKeeper(Callback):
-    """Advances the clock, keeps `last.ckpt`, `best.ckpt`, the exported model and the log, and stops the run.
+    """Advances the clock, keeps `last.ckpt`, the exported model and the log, and stops the run.
 
     Args:
         folder: the run folder.
@@ -158,7 +158,6 @@ class RunKeeper(Callback):
         self.waited = 0 if improved else self.waited + 1
         if improved:
             self.best = dice if math.isfinite(dice) else -math.inf
-            self._save_checkpoint(trainer, BEST)
         # Choosing the best of several validations would make the score of these cases too good. A run that stops for
         # lack of improvement has to choose.
         if improved or self.patience is None:
@@ -205,9 +204,9 @@ class RunKeeper(Callback):
         known = {name: None if score is None or math.isnan(score) else score for name, score in scores.items()}
         self.save_model(state if state is not None else module.network.state_dict(), known)
 
-    def _save_checkpoint(self, trainer: pl.Trainer, name: str = LAST) -> None:
+    def _save_checkpoint(self, trainer: pl.Trainer) -> None:
         self._require_finite(trainer.lightning_module)
-        trainer.save_checkpoint(self.folder / FOLDER / name)
+        trainer.save_checkpoint(self.folder / FOLDER / LAST)
         self._saved_at_s = self.clock.elapsed_s
 
     def _require_finite(self, module: pl.LightningModule) -> None:
@@ -243,7 +242,7 @@ class RunKeeper(Callback):
 
 
 class RunProgress(Callback):
-    """One line: how far the run is, the loss, the best Dice and the time left.
+    """One line: how far the run is, the loss, the last Dice and the time left.
 
     Args:
         clock: the run's clock.

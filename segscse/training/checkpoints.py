@@ -16,7 +16,6 @@ from segscse.errors import InputError
 from segscse.files import atomic_path, keep_as
 
 FOLDER = "checkpoints"
-BEST = "best.ckpt"
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
 

@@ -22,7 +22,7 @@ def run_html(run: Run) -> str:
         "labels": ", ".join(name for _, name in plan.labels[1:]),
         "cases": f"{len(run.split.training)} for training, {len(run.split.validation)} for validation",
         "steps": str(run.steps),
-        "best validation Dice": dice,
+        "validation Dice": dice,
     }
     if (run.folder / "validation" / "report.html").is_file():
         rows["report"] = str(run.folder / "validation" / "report.html")

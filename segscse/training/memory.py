@@ -210,7 +210,8 @@ def checkpoint_bytes(config: ExperimentConfig, n_weights: int) -> int:
 def run_disk_bytes(planned: PlannedDataset, split: Split, config: ExperimentConfig, n_weights: int) -> DiskNeed:
     """Return the bytes that a run folder takes.
 
-    The last and the best checkpoint are there, and a third while it is written; the model twice for the same reason.
+    The last checkpoint and the one before it are there, and a third while it is written; the model twice for the same
+    reason.
     """
     grids = case_grids(planned)
     bytes_ = [case_bytes(planned.plan, grids[name]) for name in (*split.training, *split.validation)]

@@ -76,7 +76,7 @@ class Place:
 
     def require_whole(self):
         """Check what a kill may never leave: a checkpoint, a log or a model that is not whole."""
-        for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+        for name in ("last.ckpt", "previous.ckpt"):
             path = self.folder / "checkpoints" / name
             assert not path.exists() or not damage(path)
             assert not path.exists() or torch.load(path, weights_only=True)["clock"]["step"] <= STEPS

@@ -30,7 +30,7 @@ class TestTheRunFolder:
         names = {str(path.relative_to(trained.folder)) for path in trained.folder.rglob("*") if path.is_file()}
         assert names >= {
             *("config.yaml", "plan.json", "run.json", "metrics.csv"),
-            *("checkpoints/last.ckpt", "checkpoints/best.ckpt", "model/model.json", "model/model.safetensors"),
+            *("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "model/model.json", "model/model.safetensors"),
         }
         assert not [name for name in names if ".tmp" in name]
 
