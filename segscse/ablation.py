@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from segscse.api import config_of, subjects_of_cases
 from segscse.config import ExperimentConfig, load_config, to_builtin
-from segscse.crossval import finish_fold, refuse_used
+from segscse.crossval import finish_fold
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import make_split
 from segscse.errors import InputError, Interrupted
@@ -26,6 +26,7 @@ from segscse.evaluation.tables import load_table
 from segscse.files import read_json, write_json, write_text
 from segscse.nets.build import check_attention
 from segscse.ranks import ALONE, Group
+from segscse.settings import SETTINGS, read_settings, refuse_other_data, refuse_used, shared_config
 from segscse.study import OUTCOME, Study
 from segscse.training.footprint import Footprint, measure_footprint
 from segscse.training.log import FILE, read_log
@@ -35,6 +36,7 @@ from segscse.types import Progress
 VARIANTS = ("none", "se", "scse", "eca")
 FOLDS = (0, 1, 2)
 SEEDS = 1
+_SETTINGS = frozenset({"attention", "folds", "seeds", "fingerprint", "config"})
 _RECORDED = ("versions", "device", "precision", "threads")
 
 
@@ -87,9 +89,7 @@ def ablate(
     study, planned, footprints, parts = group.on_first(
         lambda: _begin(group.world, dataset, Path(out), labels, given, length, attention, folds, seeds, resume=resume)
     )
-    finish = partial(
-        finish_fold, dataset, labels=labels, budget=None, resume=resume, console=console, progress=progress
-    )
+    finish = partial(finish_fold, dataset, labels=labels, resume=resume, console=console, progress=progress)
     written = 0
     for number in parts[group.rank]:
         _finish_run(study, number, planned, finish, console)
@@ -117,7 +117,7 @@ def _begin(
 
     `length` is budget and steps.
     """
-    saved = _started(out) if resume else {}
+    saved = read_settings(out, _SETTINGS, "ablation") if resume else {}
     if not resume:
         refuse_used(out)
     study = Study(
@@ -131,7 +131,7 @@ def _begin(
     planned = plan_dataset(dataset, study.config, labels=labels)
     _check_data(study, planned, saved)
     footprints = {name: measure_footprint(planned.plan, study.config_of(name)) for name in study.attention}
-    write_json(study.folder / "settings.json", study.settings(planned.fingerprint.content))
+    write_json(study.folder / SETTINGS, study.settings(planned.fingerprint.content))
     return study, planned, footprints, study.parts(world)
 
 
@@ -152,17 +152,6 @@ def _finish_run(
     _record(run, planned)
 
 
-def _started(folder: Path) -> dict[str, Any]:
-    """Return what an ablation was started with.
-
-    Raises:
-        InputError: the folder holds none.
-    """
-    if not (folder / "settings.json").is_file():
-        raise InputError("holds no ablation to resume", file=folder, remedy="Start it without --resume")
-    return read_json(folder / "settings.json")
-
-
 def _config(
     config: ExperimentConfig, budget: str | None, steps: int | None, saved: Mapping[str, Any], folder: Path
 ) -> ExperimentConfig:
@@ -173,24 +162,8 @@ def _config(
     """
     if budget is not None and steps is not None:
         raise InputError("an ablation takes a budget or a number of steps, got both", remedy="Give one of them")
-
-    def with_length(config: ExperimentConfig) -> ExperimentConfig:
-        train = config.train
-        if budget is not None:
-            train = replace(train, budget=budget, max_steps=None)
-        return replace(config, train=train if steps is None else replace(train, max_steps=steps))
-
-    given = with_length(config)
-    if not saved:
-        return given
-    started = load_config(saved["config"])
-    if given != started and (config != ExperimentConfig() or with_length(started) != started):
-        raise InputError(
-            "was started with another configuration or length, and its runs must all have the same",
-            file=folder,
-            remedy="Resume without --config, --budget, --steps and other settings",
-        )
-    return started
+    started = load_config(saved["config"]) if saved else None
+    return shared_config(config, started, folder, budget=budget, steps=steps)
 
 
 def _check_variants(study: Study) -> None:
@@ -224,9 +197,8 @@ def _check_data(study: Study, planned: PlannedDataset, saved: Mapping[str, Any])
     data = study.config.data
     for fold in study.folds:
         make_split(planned.index.cases, fold, folds=data.folds, seed=data.split_seed)
-    if saved and saved["fingerprint"] != planned.fingerprint.content:
-        remedy = "Resume with the data set that it was started with"
-        raise InputError("was started with another data set", file=study.folder, remedy=remedy)
+    if saved:
+        refuse_other_data(study.folder, saved, planned.fingerprint.content)
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from segscse.api import config_of, subjects_of_cases, validate_run
-from segscse.config import ExperimentConfig
+from segscse.config import ExperimentConfig, load_config, to_builtin
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import n_folds
 from segscse.errors import InputError
@@ -17,9 +18,12 @@ from segscse.evaluation.largest import compare_largest, decision
 from segscse.files import read_json, write_json
 from segscse.inference.model_folder import set_postprocessing
 from segscse.ranks import ALONE, Group
+from segscse.settings import SETTINGS, read_settings, refuse_other_data, refuse_used, shared_config
 from segscse.training.checkpoints import has_checkpoint
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
+
+_SETTINGS = frozenset({"fingerprint", "config"})
 
 
 def cross_validate(
@@ -43,9 +47,11 @@ def cross_validate(
         dataset: a data set, as for `segscse train`.
         out: the folder for everything.
         labels: the folder of label maps, when `dataset` is a folder of images.
-        config: a configuration or its YAML file; the defaults if not given.
+        config: a configuration or its YAML file; the defaults if not given, with `resume` what the cross-validation
+            was started with.
         budget: time a fold, such as `20m`; wins over the configuration's.
-        resume: keep the folds in `out` that are finished, go on with the one that was interrupted, then the others.
+        resume: keep the folds in `out` that are finished, go on with the one that was interrupted, then the others,
+            all with the configuration and the length that the first was started with.
         console: where progress is shown; nowhere if not given.
         progress: called with the number of validation cases that are segmented in a fold, and their total.
         group: processes among which the folds are dealt out, each trained by one of them; the first scores them all.
@@ -57,24 +63,72 @@ def cross_validate(
         InputError: something given cannot be used.
         Interrupted: a signal stopped the work; continue it with `resume=True`.
     """
-    folder, chosen = Path(out), config_of(config)
-    planned = group.on_first(lambda: _plan(dataset, folder, labels, chosen, resume=resume))
+    folder, given = Path(out), config_of(config)
+    chosen, planned = group.on_first(lambda: _begin(dataset, folder, labels, given, budget, resume=resume))
     # How many subjects there are is known once the scans are read: copies of a scan belong to one.
     folds = list(range(n_folds(planned.index.cases, chosen.data.folds)))
     for fold in group.share(folds):
         left = len(folds) - fold
-        finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, budget, resume, console, progress, left)
+        finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, resume, console, progress, left)
     group.barrier()
     return group.on_first(lambda: _score(folder, folds, planned))
 
 
-def _plan(
-    dataset: str | Path, folder: Path, labels: str | Path | None, config: ExperimentConfig, *, resume: bool
-) -> PlannedDataset:
-    """Return the data set of a cross-validation that may begin or go on in `folder`."""
+def _begin(
+    dataset: str | Path,
+    folder: Path,
+    labels: str | Path | None,
+    config: ExperimentConfig,
+    budget: str | None,
+    *,
+    resume: bool,
+) -> tuple[ExperimentConfig, PlannedDataset]:
+    """Return configuration and data set of a cross-validation that may begin or go on in `folder`; note them there."""
+    saved = _started(folder) if resume else {}
     if not resume:
         refuse_used(folder)
-    return plan_dataset(dataset, config, labels=labels)
+    chosen = shared_config(config, load_config(saved["config"]) if saved else None, folder, budget=budget)
+    _refuse_other_folds(folder, chosen)
+    planned = plan_dataset(dataset, chosen, labels=labels)
+    content = planned.fingerprint.content
+    if saved:
+        refuse_other_data(folder, saved, content)
+    write_json(folder / SETTINGS, {"fingerprint": content, "config": to_builtin(asdict(chosen))})
+    return chosen, planned
+
+
+def _started(folder: Path) -> dict[str, Any]:
+    """Return what a cross-validation was started with; its folds say so where it has no settings.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    begun = None if (folder / SETTINGS).exists() else next(iter(_begun(folder)), None)
+    if begun is None:
+        return read_settings(folder, _SETTINGS, "cross-validation")
+    record = read_json(begun / "run.json")
+    content = record.get("fingerprint") if isinstance(record, dict) else None
+    return {"fingerprint": content, "config": to_builtin(asdict(load_config(begun / "config.yaml")))}
+
+
+def _begun(folder: Path) -> list[Path]:
+    """Return the folders of the folds that have begun."""
+    return [path.parent for path in sorted(folder.glob("fold*/config.yaml")) if path.with_name("run.json").is_file()]
+
+
+def _refuse_other_folds(folder: Path, config: ExperimentConfig) -> None:
+    """Refuse folds that are trained with another configuration or length than the others will be.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for fold in _begun(folder):
+        if has_checkpoint(fold) and load_config(fold / "config.yaml") != config:
+            raise InputError(
+                "is another configuration or length than the other folds', and all folds must have the same",
+                file=fold / "config.yaml",
+                remedy=f"Remove {fold.name}, which is then trained anew, or start again with another --out",
+            )
 
 
 def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str, Any]:
@@ -100,24 +154,12 @@ def _score(folder: Path, folds: list[int], planned: PlannedDataset) -> dict[str,
     return scored.summary
 
 
-def refuse_used(folder: Path) -> None:
-    """Refuse a folder that holds anything.
-
-    Raises:
-        InputError: it does.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        remedy = "Choose another --out, or continue it with --resume"
-        raise InputError("already exists and is not empty", file=folder, remedy=remedy)
-
-
 def finish_fold(
     dataset: str | Path,
     folder: Path,
     config: ExperimentConfig,
     labels: str | Path | None,
     fold: int,
-    budget: str | None,
     resume: bool,
     console: Console | None,
     progress: Progress | None,
@@ -131,14 +173,12 @@ def finish_fold(
     """
     started = resume and has_checkpoint(folder)
     before = _steps(folder) if started else None
-    # A fold that was started knows its length; giving it again would make a longer run of a finished one.
     run = train_run(
         dataset,
         folder,
         config,
         labels=labels,
         fold=fold,
-        budget=None if started else budget,
         resume=started,
         cache=folder.parent / "cache",  # every fold has the same cases, apart from which of them it trains on
         console=console,

@@ -1,3 +1,7 @@
+import shutil
+from contextlib import nullcontext
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -6,9 +10,13 @@ from tiny import dataset, tiny_config, write_dataset  # noqa: F401, fixture
 
 import segscse
 from segscse import crossval
+from segscse.config import save_config
 from segscse.data.index import open_dataset
+from segscse.data.prepare import plan_dataset
+from segscse.data.split import Split
 from segscse.errors import InputError, Interrupted
 from segscse.files import read_json, write_json
+from segscse.training.run import Run
 
 
 @pytest.fixture
@@ -74,6 +82,90 @@ def test_it_goes_on_where_it_was_stopped(dataset, config, tmp_path, monkeypatch)
     assert trained == ["fold0", "fold1", "fold0", "fold1", "fold2"]
     assert (tmp_path / "cv" / "fold0" / "validation" / "summary.json").stat().st_mtime_ns == first
     assert (tmp_path / "cv" / "fold0" / "model" / "model.safetensors").read_bytes() == model
+
+
+class TestConfigurationOnResume:
+    """Trainings are only noted: as a fold's `config.yaml`, with a checkpoint of no content."""
+
+    @pytest.fixture
+    def trained(self, monkeypatch):
+        """Return the configurations that folds were trained with, by name, in order; the second is stopped once."""
+        seen = []
+
+        def noted(data, folder, config, *given, **named):
+            seen.append((folder.name, config, named["resume"]))
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoints" / "last.ckpt").touch()
+            save_config(folder / "config.yaml", config)
+            write_json(folder / "run.json", {"fingerprint": plan_dataset(data, config).fingerprint.content})
+            if len(seen) == 2:
+                raise Interrupted(2, "stopped")
+            split = Split(0, (), ())
+            return Run(folder, None, 1, split, plan_dataset(data, config))
+
+        monkeypatch.setattr(crossval, "train_run", noted)
+        monkeypatch.setattr(crossval, "validate_run", lambda *given, **named: None)
+        monkeypatch.setattr(crossval, "_score", lambda *given: {})
+        return seen
+
+    @pytest.fixture
+    def stopped(self, dataset, config, trained, tmp_path):  # noqa: F811
+        """Return a cross-validation with a budget of its own, stopped in its second fold, and its configuration."""
+        with pytest.raises(Interrupted):
+            segscse.cross_validate(dataset, out=tmp_path / "cv", config=config, budget="90s")
+        return tmp_path / "cv", replace(config, train=replace(config.train, budget="90s", max_steps=None))
+
+    @pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+    def test_folds_that_were_not_started_get_that_of_the_first_call(self, dataset, stopped, trained, old):  # noqa: F811
+        folder, first = stopped
+        if old:
+            (folder / "settings.json").unlink()
+        segscse.cross_validate(dataset, out=folder, resume=True)
+        folds = [("fold0", False), ("fold1", False), ("fold0", True), ("fold1", True), ("fold2", False)]
+        assert [(name, resumed) for name, _, resumed in trained] == folds
+        assert all(config == first for _, config, _ in trained)
+
+    @pytest.mark.parametrize(("budget", "same"), [("90s", True), ("91s", False)])
+    def test_a_length_alone_must_be_the_same(self, dataset, stopped, trained, budget, same):  # noqa: F811
+        with nullcontext() if same else pytest.raises(InputError, match="another configuration or length"):
+            segscse.cross_validate(dataset, out=stopped[0], budget=budget, resume=True)
+        assert len(trained) == (5 if same else 2)
+
+    def test_a_configuration_without_the_length_is_another(self, dataset, config, stopped, trained):  # noqa: F811
+        with pytest.raises(InputError, match="another configuration or length"):
+            segscse.cross_validate(dataset, out=stopped[0], config=config, resume=True)
+        segscse.cross_validate(dataset, out=stopped[0], config=config, budget="90s", resume=True)
+        assert len(trained) == 5
+
+    def test_folds_that_differ_are_refused(self, dataset, stopped, trained):  # noqa: F811
+        folder, first = stopped
+        save_config(folder / "fold1" / "config.yaml", replace(first, train=replace(first.train, seed=1)))
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"fold1/config\.yaml: is another configuration.*Remove fold1"):
+                segscse.cross_validate(dataset, out=folder, resume=True)
+            (folder / "settings.json").unlink(missing_ok=True)  # as one of an earlier version, where the folds decide
+        assert len(trained) == 2
+
+    def test_another_data_set_is_refused_though_no_fold_was_started(self, stopped, trained, tmp_path):
+        folder, _ = stopped
+        for fold in ("fold0", "fold1"):
+            shutil.rmtree(folder / fold)
+        with pytest.raises(InputError, match="was started with another data set"):
+            segscse.cross_validate(write_dataset(tmp_path / "other", cases=7), out=folder, resume=True)
+
+    def test_what_is_no_cross_validation_is_not_resumed(self, dataset, tmp_path):  # noqa: F811
+        with pytest.raises(InputError, match="holds no cross-validation to resume"):
+            segscse.cross_validate(dataset, out=tmp_path / "none", resume=True)
+        settings = {"attention": [], "folds": [], "seeds": 1, "fingerprint": "", "config": {}}
+        write_json(tmp_path / "ablation" / "settings.json", settings)
+        with pytest.raises(InputError, match="holds no cross-validation to resume"):
+            segscse.cross_validate(dataset, out=tmp_path / "ablation", resume=True)
+
+    def test_one_that_was_refused_before_its_first_fold_starts_again(self, dataset, config, trained, tmp_path):  # noqa: F811
+        write_json(tmp_path / "cv" / "settings.json", {"fingerprint": "", "config": {}})
+        with pytest.raises(Interrupted):
+            segscse.cross_validate(dataset, out=tmp_path / "cv", config=config)
+        assert trained[0][1] == config
 
 
 def test_a_lost_prediction_is_made_again(dataset, config, tmp_path):  # noqa: F811
