@@ -15,6 +15,7 @@ from segscse.nets.dims import CHANNELS_LAST
 
 MAX_CHANNELS = 1024
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _counting: ContextVar[bool] = ContextVar("counting", default=False)
 
 
@@ -53,7 +54,7 @@ def runs_here(x: Tensor) -> bool:
 def watched(*modules: nn.Module | None) -> bool:
     """Return whether a hook waits at a layer, which a kernel in its place would not call."""
     layers = (layer for module in modules if module is not None for layer in module.modules())
-    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+    return any(getattr(layer, name) for layer in layers for name in HOOKS)
 
 
 def recalibrate(

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from segscse.kernels.parts import watched
 from segscse.nets.dims import channels_last
 
 # ATen's limit on the product of channels and the first two spatial axes.
 FEW = 20480
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def convolve(layer: nn.Module, x: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def _slow(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
         and set(layer.dilation) == {1}
         and layer.padding_mode == "zeros"
         and isinstance(layer.padding, tuple)
-        and not any(getattr(layer, name) for name in HOOKS)
+        and not watched(layer)
     )
 
 

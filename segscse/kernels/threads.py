@@ -17,11 +17,14 @@ from functools import lru_cache
 import torch
 
 Job = Callable[[int], None]
+Runtime = tuple[Callable[..., None], Callable[[], int], Callable[[], int]]
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def run_in_parallel(job: Job, number: int) -> None:
     """Call `job(0)` to `job(number - 1)`, one a thread of torch's, at once; the first error of any is raised.
+
+    Where OpenMP gives fewer threads than it is asked for, as under `OMP_THREAD_LIMIT`, a thread does several of them.
 
     Args:
         job: must free Python's lock for the calls to overlap.
@@ -53,25 +56,26 @@ def openmp_is_shared() -> bool:
 
 
 @lru_cache(maxsize=1)
-def _openmp() -> tuple[Callable[..., None], Callable[[], int]] | None:
-    """Return `GOMP_parallel` and `omp_get_thread_num` of the runtime that torch is linked with."""
+def _openmp() -> Runtime | None:
+    """Return `GOMP_parallel`, `omp_get_thread_num` and `omp_get_num_threads` of torch's runtime."""
     path = str(torch._C.__file__)
     try:
-        # The first waits for the threads, which need Python's lock: it must let go of it. The second need not.
-        start, number = ctypes.CDLL(path).GOMP_parallel, ctypes.PyDLL(path).omp_get_thread_num
+        # The first waits for the threads, which need Python's lock: it must let go of it. The others need not.
+        start, own = ctypes.CDLL(path).GOMP_parallel, ctypes.PyDLL(path)
+        thread_number, team_size = own.omp_get_thread_num, own.omp_get_num_threads
     except (AttributeError, OSError):
         return None
     start.argtypes = (_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    start.restype, number.restype = None, ctypes.c_int
-    return start, number
+    start.restype, thread_number.restype, team_size.restype = None, ctypes.c_int, ctypes.c_int
+    return start, thread_number, team_size
 
 
-def _with_openmp(runtime: tuple[Callable[..., None], Callable[[], int]], job: Job, number: int) -> None:
-    start, thread_number = runtime
+def _with_openmp(runtime: Runtime, job: Job, number: int) -> None:
+    start, thread_number, team_size = runtime
 
     def thread(_: int | None) -> None:
-        index = thread_number()
-        if index < number:
+        # The team may be smaller than asked for: the environment can limit it.
+        for index in range(thread_number(), number, team_size()):
             job(index)
 
     # A team of another size than torch's would make the runtime end and start threads.

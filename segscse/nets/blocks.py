@@ -68,6 +68,8 @@ class ConvNormAct(nn.Sequential):
         fits = attention is None or gate is not None
         if fits and runs_here(x) and not watched(norm, act, attention):
             return recalibrate(x, norm=(norm.weight, norm.bias, norm.eps), slope=act.negative_slope, gate=gate)
+        if watched(norm, act):
+            act.inplace = False  # a hook may keep the map before it; and torch refuses it beside backward hooks
         x = act(norm(x))
         return x if attention is None else attention(x)
 

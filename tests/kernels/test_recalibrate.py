@@ -240,6 +240,28 @@ def test_a_hook_on_a_layer_is_called():
     assert not watched(block, attention, None)
 
 
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_a_backward_hook_on_a_layer_is_called(register):
+    block, attention = ConvNormAct(2, 3, 8), build_attention("scse", 8, spatial_dims=2)
+    x = channels_last(torch.randn(1, 3, 6, 6))
+    (expected,) = torch.autograd.grad(block(x, attention).square().sum(), block[0].weight)
+    for layer in (block.norm, block.act, attention, attention.sse.conv):
+        seen = []
+        handle = getattr(layer, register)(lambda *given, seen=seen: seen.append(given))
+        (found,) = torch.autograd.grad(block(x, attention).square().sum(), block[0].weight)
+        handle.remove()
+        assert len(seen) == 1
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_hook_on_the_normalisation_sees_its_map():
+    block = ConvNormAct(2, 3, 8)
+    seen = []
+    block.norm.register_forward_hook(lambda layer, given, out: seen.append(out))
+    block(channels_last(torch.randn(1, 3, 6, 6)))
+    torch.testing.assert_close(seen[0].mean(dim=(2, 3)), torch.zeros(1, 8), rtol=0, atol=1e-6)
+
+
 def test_parameters_that_need_no_gradient_get_none():
     values = make((1, 4, 3, 3))
     out = fused(*values, "all")

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -75,6 +76,24 @@ def test_on_linux_the_work_goes_to_the_threads_of_torch():
     if sys.platform != "linux":
         pytest.skip("other systems link torch with another OpenMP runtime")
     assert threads._openmp() is not None
+
+
+@pytest.mark.parametrize("limit", ["OMP_THREAD_LIMIT=1", "OMP_MAX_ACTIVE_LEVELS=0", "OMP_THREAD_LIMIT=2"])
+def test_each_job_runs_once_where_openmp_gives_fewer_threads(limit):
+    if threads._openmp() is None:
+        pytest.skip("torch's OpenMP runtime has no GOMP_parallel here")
+    name, _, value = limit.partition("=")
+    code = (
+        "import torch\n"
+        "from segscse.kernels.threads import run_in_parallel\n"
+        "torch.set_num_threads(3)\n"
+        "done = []\n"
+        "run_in_parallel(done.append, 3)\n"
+        "assert sorted(done) == [0, 1, 2], done\n"
+    )
+    environment = {**os.environ, name: value}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bounds_cut_a_range_into_equal_parts():
