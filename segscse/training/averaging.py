@@ -57,6 +57,14 @@ class AveragedWeights(WeightAveraging):
 
         super().__init__(multi_avg_fn=torch.no_grad()(update))
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average on the device that trains.
+
+        Lightning would make it where the module is, which the strategy moves to the device only after this.
+        """
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the current weights in the module, so that the last checkpoint can go on from them."""
 

@@ -53,11 +53,13 @@ class _SoftCounts(torch.autograd.Function):
         log_p = F.log_softmax(logits.movedim(1, -1).reshape(-1, n_classes), dim=1)
         cross_entropy = -log_p.gather(1, labels[:, None]).mean()
         p = log_p.exp_()
-        # Hundreds of thousands of numbers below 1, one after the other: too many for float32.
-        own = p.gather(1, labels[:, None])[:, 0].double()
+        # Hundreds of thousands of numbers below 1, one after the other: too many for float32, but Apple's GPUs have no
+        # other.
+        wide = torch.float32 if p.device.type == "mps" else torch.float64
+        own = p.gather(1, labels[:, None])[:, 0].to(wide)
         intersection = own.new_zeros(n_classes).index_add_(0, labels, own)
         count = own.new_zeros(n_classes).index_add_(0, labels, torch.ones_like(own))
-        size = p.T @ p.new_ones(len(labels)) + count
+        size = p.sum(dim=0) + count  # a product of matrices would be in autocast's precision
         ctx.save_for_backward(p, labels)
         ctx.shape = logits.shape
         return torch.cat([cross_entropy[None], intersection[1:].to(p.dtype), size[1:].to(p.dtype)])

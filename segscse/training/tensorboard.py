@@ -113,7 +113,7 @@ def foreground_centre(label: torch.Tensor) -> list[int]:
     mask = label > 0
     centre = []
     for axis, size in enumerate(label.shape):
-        counts = mask.sum(dim=[other for other in range(label.ndim) if other != axis]).double().cpu()
+        counts = mask.sum(dim=[other for other in range(label.ndim) if other != axis]).cpu().double()
         total = float(counts.sum())
         centre.append(round(float(counts @ torch.arange(size).double()) / total) if total else size // 2)
     return centre

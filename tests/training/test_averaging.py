@@ -1,5 +1,6 @@
 import math
 from functools import partial
+from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -85,6 +86,14 @@ def test_the_moving_average_equals_a_slow_loop(tmp_path):
 def test_after_training_the_module_keeps_its_own_weights(tmp_path):
     module, weights = _fit(AveragedWeights(partial(ema_share, decay=0.9)), 6, tmp_path)
     assert float(module.network.weight.detach()) == weights[-1]
+
+
+def test_the_average_is_made_where_the_run_trains_and_not_where_the_module_was_made():
+    average, module = AveragedWeights(polynomial_share), Line()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    average.setup(trainer, module, "fit")
+    assert module.network.weight.device.type == "cpu"
+    assert {value.device.type for value in average.network_state().values()} == {"meta"}
 
 
 def test_before_training_there_is_no_average():

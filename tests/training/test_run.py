@@ -3,6 +3,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from short_runs import SHORT, STEPS, equal_weights, log_rows, scores
 from tiny import LABELS, tiny_case, tiny_config, write_dataset
 from volumes import write_volume
 
-from segscse.config import ExperimentConfig, load_config
+from segscse.config import ExperimentConfig, OptimConfig, load_config
 from segscse.data.index import open_dataset
 from segscse.data.plan import load_plan
 from segscse.data.split import make_split
@@ -94,6 +95,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(dataset, t
         train_run(dataset, tmp_path / name, tiny_config(train={**SHORT, "max_steps": 4, "seed": seed}))
     assert equal_weights(tmp_path / "a", tmp_path / "b")
     assert not equal_weights(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", get_args(get_type_hints(OptimConfig)["name"]))
+def test_every_optimiser_takes_a_step_in_mixed_precision_with_clipped_gradients(dataset, tmp_path, name):
+    short = {"max_steps": 1, "validations": 1, "precision": "bf16"}
+    run = train_run(dataset, tmp_path / "run", tiny_config(train=short, optim={"name": name}), fold=None)
+    assert run.steps == 1
 
 
 class TestRefusals:

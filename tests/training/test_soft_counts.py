@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from apple import OnMps
 
 from segscse.training.soft_counts import MANY_CLASSES, _SoftCounts, dense_counts, soft_counts
 
@@ -53,6 +54,20 @@ def test_many_classes_in_channels_last_memory_and_low_precision(dtype):
     assert (counts.dtype, low.grad.dtype) == (torch.float32, dtype)
     assert low.grad.is_contiguous(memory_format=torch.channels_last_3d)
     torch.testing.assert_close(low.grad.double(), exact.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5)
+
+
+def test_autocast_does_not_touch_them():
+    logits, target = _batch(MANY_CLASSES, (16, 15, 14))
+    expected = dense_counts(logits.double(), target)
+    with torch.autocast("cpu", torch.bfloat16):
+        counts = soft_counts(logits, target)
+    torch.testing.assert_close(counts.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_device_without_float64_counts_in_float32():
+    logits, target = _batch(MANY_CLASSES, (6, 5, 4))
+    counts = _SoftCounts.apply(logits.as_subclass(OnMps), target.as_subclass(OnMps))
+    torch.testing.assert_close(counts.cpu(), dense_counts(logits, target))
 
 
 def test_hundreds_of_thousands_of_voxels_of_a_class_are_counted_exactly():

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from apple import OnMps
 from matplotlib.colors import to_rgb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_plan, tiny_plan_2d
@@ -127,4 +128,5 @@ def test_the_centre_is_that_of_a_list_of_all_foreground_voxels():
     label = (torch.rand(20, 30, 25, generator=torch.Generator().manual_seed(3)) < 0.02).long() * 4
     expected = torch.nonzero(label).double().mean(dim=0).round().long().tolist()
     assert foreground_centre(label) == expected
+    assert foreground_centre(label.as_subclass(OnMps)) == expected
     assert foreground_centre(torch.zeros(4, 5, 6)) == [2, 2, 3]
