@@ -92,7 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "eca_layer3d": {"axis": 0},
     "eca_depth_spatial_layer3d": {"axis": 0},
 }
-"""Aliases whose defaults differ from the canonical block's, to those defaults."""
+"""Aliases whose defaults differ from the canonical block's, to those defaults; training gives an axis of its own."""
 
 
 def _builder(name: str) -> Callable[..., AttentionBlock]:

@@ -28,8 +28,9 @@ class SliceGate(AttentionBlock):
     Args:
         channels: C.
         spatial_dims: 3; a 2D image has no slices to weigh.
-        axis: the slice axis among the spatial axes, -3 to 2. -1 is the last array axis, where NIfTI files
-            keep their slices; 0 is D of `(B, C, D, H, W)`.
+        axis: the slice axis among the spatial axes, -3 to 2. -1 is the last: superior-inferior in segscse's axis
+            order (R, A, S), so the slices of an axial scan; 0 is D of `(B, C, D, H, W)`. Training gives the axis
+            with the coarsest spacing.
     """
 
     def __init__(self, channels: int, *, spatial_dims: int, axis: int = -1) -> None:
@@ -62,7 +63,7 @@ class SliceSE(SliceGate):
     Args:
         channels: C.
         spatial_dims: 3.
-        axis: the slice axis among the spatial axes; -1 is the last, as in NIfTI arrays.
+        axis: the slice axis among the spatial axes; see `SliceGate`.
         reduction: r; 2 as in the scSE authors' code.
         bias: whether the two layers have a bias.
         min_hidden: floor of the hidden width.
@@ -96,7 +97,7 @@ class SliceECA(SliceGate):
     Args:
         channels: C.
         spatial_dims: 3.
-        axis: the slice axis among the spatial axes; -1 is the last, as in NIfTI arrays.
+        axis: the slice axis among the spatial axes; see `SliceGate`.
         kernel_size: k, odd; None takes it from C as ECA does.
         gamma: gamma of ECA's formula.
         b: b of ECA's formula.
@@ -135,7 +136,7 @@ class DepthConvGate(SliceGate):
     Args:
         channels: C.
         spatial_dims: 3.
-        axis: the slice axis among the spatial axes; -1 is the last, as in NIfTI arrays.
+        axis: the slice axis among the spatial axes; see `SliceGate`.
         kernel_size: k, odd.
         bias: whether the convolution has a bias; False as in that code.
     """
@@ -163,7 +164,7 @@ class ECADepth(AttentionBlock):
     Args:
         channels: C.
         spatial_dims: 3.
-        axis: the slice axis among the spatial axes; -1 is the last, as in NIfTI arrays.
+        axis: the slice axis among the spatial axes; see `SliceGate`.
         kernel_size: k of both parts, odd.
     """
 

@@ -150,7 +150,7 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
     dims = config.model.spatial_dims
     reasons: list[str] = []
     spacing = config.data.spacing_mm or _target_spacing(fingerprint, reasons)
-    slice_axis = _slice_axis(spacing) if dims == 2 else None
+    slice_axis = coarsest_axis(spacing) if dims == 2 else None
     axes = [axis for axis in range(3) if axis != slice_axis]
     shape = _median_shape(fingerprint, spacing)
     limit = config.data.max_patch_voxels if dims == 3 else MAX_SLICE_EDGE**2
@@ -198,9 +198,9 @@ def _median_shape(fingerprint: Fingerprint, spacing: Sequence[float]) -> tuple[i
     return tuple(int(size) for size in np.maximum(1, np.rint(np.median(extents / np.array(spacing), axis=0))))
 
 
-def _slice_axis(spacing: Sequence[float]) -> int:
-    """Return the coarsest axis; the last one (superior-inferior, axial slices) among equals."""
-    return max(range(3), key=lambda axis: (round(spacing[axis], 3), axis))
+def coarsest_axis(spacing_mm: Sequence[float]) -> int:
+    """Return the axis along which slices lie; the last one (superior-inferior, axial slices) among equals."""
+    return max(range(3), key=lambda axis: (round(spacing_mm[axis], 3), axis))
 
 
 def plan_topology(

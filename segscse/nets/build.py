@@ -7,7 +7,7 @@ from typing import Any
 
 from segscse.attention import block_options, build_attention
 from segscse.config import AttentionConfig, ModelConfig
-from segscse.data.plan import Plan
+from segscse.data.plan import Plan, coarsest_axis
 from segscse.nets.unet import POSITIONS, UNet
 
 
@@ -20,7 +20,7 @@ def network_arguments(plan: Plan, config: ModelConfig) -> dict[str, Any]:
         "features": [min(config.base_features * 2**i, config.max_features) for i in range(len(plan.strides))],
         "strides": [list(stride) for stride in plan.strides],
         "kernel_sizes": [list(kernel) for kernel in plan.kernel_sizes],
-        "attention": {position: _spec(position, config.attention) for position in POSITIONS},
+        "attention": {position: _spec(position, config.attention, plan) for position in POSITIONS},
         "block": config.block,
         "deep_supervision": config.deep_supervision,
     }
@@ -42,7 +42,22 @@ def build_unet(arguments: Mapping[str, Any]) -> UNet:
     return UNet(**arguments)
 
 
-def _spec(position: str, config: AttentionConfig) -> list[Any]:
+def without_axes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a network whose slice-wise gates take the axis of their name, whatever the spacing."""
+    attention = {
+        position: [name, {option: value for option, value in options.items() if option != "axis"}]
+        for position, (name, options) in arguments["attention"].items()
+    }
+    return {**arguments, "attention": attention}
+
+
+def _spec(position: str, config: AttentionConfig, plan: Plan | None = None) -> list[Any]:
+    """Return the name of a block, and those of its options that configuration and plan decide."""
     name = getattr(config, position)
-    takes_reduction = config.reduction is not None and "reduction" in block_options(name)
-    return [name, {"reduction": config.reduction} if takes_reduction else {}]
+    known = block_options(name)
+    options: dict[str, Any] = {}
+    if config.reduction is not None and "reduction" in known:
+        options["reduction"] = config.reduction
+    if plan is not None and plan.spatial_dims == 3 and "axis" in known:
+        options["axis"] = coarsest_axis(plan.spacing_mm)
+    return [name, options]

@@ -33,7 +33,7 @@ from segscse.files import only_writer, write_json
 from segscse.hardware import keep_freed_memory
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
-from segscse.nets.build import build_unet, network_arguments
+from segscse.nets.build import build_unet
 from segscse.nets.dims import network_to_channels_last
 from segscse.ranks import ALONE, Group, deal_by_size
 from segscse.training.averaging import AveragedWeights, weight_average
@@ -99,12 +99,12 @@ def train_run(
     Args:
         dataset: as for `open_dataset`.
         folder: the run folder; new, or with `resume` the one to continue.
-        config: the experiment; with `resume` the defaults, or what the run was started with.
+        config: the experiment; with `resume` the defaults, or what the run was started with, but for its length.
         labels: the folder of label maps, when `dataset` is a folder of images.
         fold: cross-validation fold, or None to train on every case.
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
-        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so; one that
-            was killed before its first checkpoint starts again.
+        resume: continue the run in `folder`, which is longer now if `budget`, `train.max_steps` or a `train.budget`
+            that is not the default says so; one that was killed before its first checkpoint starts again.
         cache: folder for the cases that memory does not hold, which runs on the same data can share; the run folder's
             `cache` if not given.
         console: where progress is shown; nowhere if not given.
@@ -145,14 +145,13 @@ def _fit(setup: RunSetup, console: Console, group: Group) -> RunKeeper:
         config.train.validations,
         now=lambda: group.from_first(monotonic()),
     )
-    arguments = network_arguments(plan, config.model)
-    network = network_to_channels_last(build_unet(arguments), plan.spatial_dims)
+    network = network_to_channels_last(build_unet(setup.network), plan.spatial_dims)
     with counted(console, "preprocessing") as progress:
         data = _data(setup, clock, progress, group)
     # Everything that can be refused has been: from here on there is a run.
     group.on_first(lambda: _write_beginnings(setup))
     average = weight_average(config.optim)
-    keeper = _keeper(setup, clock, arguments, average, group)
+    keeper = _keeper(setup, clock, average, group)
     # The average comes first, so that the keeper's checkpoints hold it up to their own step.
     callbacks = [*([average] if average else []), keeper, RunProgress(clock, console), ValidationPictures(plan)]
     loggers: list[GuardedLogger] = []
@@ -181,16 +180,14 @@ def _write_beginnings(setup: RunSetup) -> None:
         write_json(setup.folder / "run.json", setup.record)
 
 
-def _keeper(
-    setup: RunSetup, clock: RunClock, arguments: dict[str, Any], average: AveragedWeights | None, group: Group
-) -> RunKeeper:
+def _keeper(setup: RunSetup, clock: RunClock, average: AveragedWeights | None, group: Group) -> RunKeeper:
     config, folder, plan = setup.config, setup.folder, setup.planned.plan
 
     def save(weights: dict[str, torch.Tensor], scores: dict[str, Any]) -> None:
         if not group.first:
             return
         chosen = {"step": clock.step, "validation": scores, "config": to_builtin(asdict(config))}
-        save_model(folder / "model", ModelFolder(plan, arguments, {**setup.record, **chosen}, weights))
+        save_model(folder / "model", ModelFolder(plan, setup.network, {**setup.record, **chosen}, weights))
 
     columns = ["step", "seconds", "progress", "lr", "train_loss", "val_dice"]
     columns += [f"val_dice_{label}" for label, _ in plan.labels[1:]]

@@ -21,7 +21,7 @@ from segscse.files import LOCK, is_temporary, read_json, remove_leftovers
 from segscse.hardware import pick_device, pick_precision, versions
 from segscse.kernels.warm_up import compiling
 from segscse.limits import require_disk
-from segscse.nets.build import check_attention
+from segscse.nets.build import check_attention, network_arguments, without_axes
 from segscse.training.checkpoints import FOLDER, has_checkpoint, sound_checkpoint
 from segscse.training.ddp import refuse_odd_parts
 from segscse.training.loggers import check_loggers
@@ -72,6 +72,7 @@ class RunSetup:
         split: which of its cases are trained and validated on.
         device: where it runs.
         precision: `bf16` or `fp32`.
+        network: arguments of `segscse.nets.unet.UNet`.
         record: what `run.json` says.
         cache: folder for the cases that memory does not hold.
         checkpoint: the one to go on from; None for a run that starts.
@@ -83,6 +84,7 @@ class RunSetup:
     split: Split
     device: torch.device
     precision: str
+    network: dict[str, Any]
     record: dict[str, Any]
     cache: Path
     checkpoint: Path | None = None
@@ -120,9 +122,12 @@ def set_up(request: RunRequest, console: Console, held: ExitStack, world: int = 
         warn(console, f"{found.file or found.case}: {found.problem}")
     refuse_odd_parts(planned.plan.batch_size, world)
     split = make_split(planned.index.cases, request.fold, folds=config.data.folds, seed=config.data.split_seed)
-    record = _record(planned, split, device, precision) | {"processes": world}
+    network = network_arguments(planned.plan, config.model)
+    if request.resume and _has_axes_of_names(folder):
+        network = without_axes(network)
+    record = _record(planned, split, device, precision) | {"processes": world, "attention": network["attention"]}
     cache = request.cache or folder / "cache"
-    setup = RunSetup(folder, config, planned, split, device, precision, record, cache)
+    setup = RunSetup(folder, config, planned, split, device, precision, network, record, cache)
     for text in require_room(planned, split, config, device, precision, folder, runs=request.runs):
         warn(console, text)
     return replace(setup, checkpoint=_checkpoint(setup, console)) if request.resume else setup
@@ -192,7 +197,10 @@ def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
             file=folder,
             remedy="Resume without --config and other settings",
         )
-    return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
+    given = config.train
+    if given.budget in (budget, TrainConfig().budget):
+        return replace(saved, train=replace(saved.train, max_steps=given.max_steps or steps))
+    return replace(saved, train=replace(saved.train, budget=given.budget, max_steps=given.max_steps))
 
 
 def _checkpoint(setup: RunSetup, console: Console) -> Path | None:
@@ -213,6 +221,14 @@ def _checkpoint(setup: RunSetup, console: Console) -> Path | None:
         warn(console, problem)
     refuse_foreign(checkpoint)
     return checkpoint
+
+
+def _has_axes_of_names(folder: Path) -> bool:
+    """Return whether a run is of a version that took no slice axis from the data: its record names no attention."""
+    if _only_begun(folder):
+        return False
+    saved = read_json(folder / "run.json")
+    return isinstance(saved, dict) and "attention" not in saved
 
 
 def _refuse_other_data(setup: RunSetup) -> None:

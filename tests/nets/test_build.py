@@ -4,9 +4,10 @@ import pytest
 import torch
 from tiny import tiny_plan, tiny_plan_2d
 
+from segscse.attention import ALIASES, BLOCKS
 from segscse.config import AttentionConfig, ModelConfig
 from segscse.errors import InputError
-from segscse.nets.build import build_unet, network_arguments
+from segscse.nets.build import build_unet, network_arguments, without_axes
 
 
 @pytest.mark.parametrize("plan", [tiny_plan(), tiny_plan_2d()], ids=["3d", "2d"])
@@ -35,6 +36,37 @@ def test_a_reduction_reaches_only_blocks_that_have_one():
     assert attention["encoder"] == ["cse", {"reduction": 4}]
     assert attention["decoder"] == ["eca", {}]
     assert attention["skip"] == ["none", {}]
+
+
+@pytest.mark.parametrize("name", ["slice_se", "slice_eca", "depth_conv_gate", "eca_depth", "SELayer3DNew"])
+@pytest.mark.parametrize(
+    ("spacing_mm", "axis"),
+    [((4.0, 0.6, 0.6), 0), ((0.6, 4.0, 0.6), 1), ((0.6, 0.6, 4.0), 2), ((1.0, 1.0, 1.0), 2), ((1.0001, 1.0, 1.0), 2)],
+)
+def test_a_slice_wise_gate_weighs_the_slices_of_the_data(name, spacing_mm, axis):
+    config = ModelConfig(base_features=4, attention=AttentionConfig(encoder=name, decoder="none"))
+    network = build_unet(network_arguments(tiny_plan(spacing_mm=spacing_mm), config))
+    gate = next(module for module in network.modules() if isinstance(module, BLOCKS[ALIASES.get(name, name)]))
+    x = torch.randn(1, gate.channels, 3, 4, 5)
+    shape = [1, gate.channels, 1, 1, 1]
+    shape[2 + axis] = x.shape[2 + axis]
+    assert list(gate.gate(x).shape) == shape
+
+
+def test_without_axes_every_gate_takes_that_of_its_name():
+    blocks = AttentionConfig(encoder="slice_se", decoder="eca_layer3d", bottleneck="cse", reduction=4)
+    arguments = network_arguments(tiny_plan(spacing_mm=(1.0, 4.0, 1.0)), ModelConfig(attention=blocks))
+    attention = without_axes(arguments)["attention"]
+    assert attention["encoder"] == ["slice_se", {"reduction": 4}]
+    assert attention["decoder"] == ["eca_layer3d", {}]
+    assert attention["bottleneck"] == ["cse", {"reduction": 4}]
+    assert arguments["attention"]["encoder"] == ["slice_se", {"reduction": 4, "axis": 1}]
+
+
+def test_a_slice_wise_gate_is_refused_in_2d():
+    config = ModelConfig(spatial_dims=2, attention=AttentionConfig(encoder="slice_se"))
+    with pytest.raises(InputError, match="a 2D image has none"):
+        build_unet(network_arguments(tiny_plan_2d(), config))
 
 
 def test_an_unknown_attention_name_fails_with_the_list_also_when_a_reduction_is_set():

@@ -11,6 +11,7 @@ from tiny import tiny_config
 from segscse.config import ExperimentConfig, TrainConfig, load_config
 from segscse.data.index import open_dataset
 from segscse.errors import InputError, Interrupted
+from segscse.files import read_json, write_json
 from segscse.inference.predictor import load
 from segscse.training.module import SegModule
 from segscse.training.run import train_run
@@ -109,7 +110,32 @@ class TestInterruptAndResume:
         assert float(log_rows(tmp_path / "run")[-1]["seconds"]) > 2
 
 
+@pytest.mark.parametrize(("old", "options"), [(False, {"axis": 2}), (True, {})], ids=["new", "old"])
+def test_a_slice_wise_gate_keeps_the_axis_that_it_was_trained_with(dataset, tmp_path, old, options):
+    attention = {"encoder": "slice_se", "decoder": "none"}
+    config = tiny_config(model={"attention": attention}, train={"max_steps": 1, "validations": 1})
+    train_run(dataset, tmp_path / "run", config)
+    record = read_json(tmp_path / "run" / "run.json")
+    if old:  # earlier versions did not record it, and had no axis but the last
+        del record["attention"]
+        write_json(tmp_path / "run" / "run.json", record)
+    train_run(dataset, tmp_path / "run", ExperimentConfig(train=TrainConfig(max_steps=2)), resume=True)
+    model = read_json(tmp_path / "run" / "model" / "model.json")
+    assert model["provenance"]["step"] == 2
+    for said in (model["network"], model["provenance"]):
+        assert said["attention"]["encoder"] == ["slice_se", options]
+
+
 class TestLengthOnResume:
+    def test_another_budget_in_the_settings_counts_as_a_given_one_does(self, dataset, tmp_path):
+        short = {"max_steps": 1, "validations": 1, "budget": "40s"}
+        train_run(dataset, tmp_path / "run", tiny_config(train=short))
+        for budget, expected in (("40s", ("40s", 1)), ("0.5s", ("0.5s", None))):
+            longer = ExperimentConfig(train=TrainConfig(budget=budget))
+            train_run(dataset, tmp_path / "run", longer, resume=True)
+            saved = load_config(tmp_path / "run" / "config.yaml").train
+            assert (saved.budget, saved.max_steps) == expected
+
     def test_a_budget_that_is_given_counts_even_when_it_is_the_default(self, dataset, tmp_path, interrupt):
         config, default = tiny_config(train=SHORT), ExperimentConfig().train.budget
         for step, budget in ((2, None), (4, default)):
