@@ -20,6 +20,34 @@ MAX_YAML_VALUES = 10_000
 YAML_KINDS = ("str", "int", "float", "bool", "null", "seq", "map", "merge")
 
 
+def _whole(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    """Convert a whole number, refusing a fraction, which cyclopts would round.
+
+    Raises:
+        ValueError: it has one.
+    """
+    for token in tokens:
+        if _has_fraction(token.value):
+            origin = "" if token.source == "cli" else f" from {token.source}"
+            raise ValueError(f"must be a whole number, got {token.value}{origin}")
+    return cyclopts.convert(kind, tokens)
+
+
+def _whole_or_none(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    return _whole(kind | None, tokens)
+
+
+def _has_fraction(text: str) -> bool:
+    try:
+        return float(text) % 1 != 0
+    except ValueError:  # of another kind, which is said later, or hexadecimal
+        return False
+
+
+Whole = Annotated[int, cyclopts.Parameter(converter=_whole)]
+WholeOrNone = Annotated[int | None, cyclopts.Parameter(converter=_whole_or_none)]
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
     """Attention block by position, each a name that `segscse.attention.ATTENTION` lists."""
@@ -32,7 +60,7 @@ class AttentionConfig:
     """After the last non-linearity of every decoder stage."""
     skip: str = "none"
     """On every skip connection, before concatenation."""
-    reduction: int | None = None
+    reduction: WholeOrNone = None
     """Channel reduction of the blocks that have one (SE, scSE, CBAM, ...); each block's own default if not given."""
 
     def __post_init__(self) -> None:
@@ -47,9 +75,9 @@ class ModelConfig:
     """2 trains on slices, 3 on volumes."""
     block: Literal["plain", "residual"] = "plain"
     """Two convolutions a stage, or two with a shortcut."""
-    base_features: int = 16
+    base_features: Whole = 16
     """Channels of the first stage; they double from stage to stage."""
-    max_features: int = 320
+    max_features: Whole = 320
     """Upper limit to the channels of a stage."""
     deep_supervision: bool = True
     """Also learn from the coarser decoder stages."""
@@ -74,13 +102,13 @@ class DataConfig:
     """`ct` clips and scales by the data set's intensities, `mr` normalises each image by itself."""
     spacing_mm: tuple[float, float, float] | None = None
     """Voxel size to train at, in canonical axis order (R, A, S); planned from the data if not given."""
-    max_patch_voxels: int = 300_000
+    max_patch_voxels: Whole = 300_000
     """Size that a 3D patch may have, give or take a quarter for rounding; 2D patches take slices up to 512 x 512."""
-    batch_size: int | None = None
+    batch_size: WholeOrNone = None
     """Patches a step; planned if not given."""
-    folds: int = 5
+    folds: Whole = 5
     """Number of cross-validation folds (fewer when there are fewer subjects)."""
-    split_seed: int = 12345
+    split_seed: Whole = 12345
     """Seed of the shuffle before the split; nnU-Net's, so that folds compare."""
     foreground_share: float = 0.33
     """Share of patches that are centred on a foreground voxel."""
@@ -132,7 +160,9 @@ class AugmentConfig:
         for name in ("spatial", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma"):
             value = getattr(self, f"{name}_p")
             _require(0 <= value <= 1, f"augment.{name}_p", value, "between 0 and 1")
-        _require(0 < self.scale[0] <= self.scale[1], "augment.scale", self.scale, "low <= high, both > 0")
+        _require(0 <= self.rotation_deg <= 180, "augment.rotation_deg", self.rotation_deg, "between 0 and 180")
+        good = 0 < self.scale[0] <= self.scale[1] < float("inf")
+        _require(good, "augment.scale", self.scale, "low <= high, both > 0 and finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +187,9 @@ class OptimConfig:
     """Decay of the moving average, of `average: ema`."""
 
     def __post_init__(self) -> None:
-        _require(self.lr is None or self.lr > 0, "optim.lr", self.lr, "> 0")
-        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, ">= 0")
+        _require(self.lr is None or 0 < self.lr < float("inf"), "optim.lr", self.lr, "> 0 and finite")
+        good = 0 <= self.weight_decay < float("inf")
+        _require(good, "optim.weight_decay", self.weight_decay, ">= 0 and finite")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "> 0")
         allowed = "in (0, 1); without an average, set optim.average to none"
@@ -171,17 +202,17 @@ class TrainConfig:
 
     budget: str = "30m"
     """Time for training with its validations, such as 90s, 20m or 2h; the schedule is sized to it."""
-    max_steps: int | None = None
+    max_steps: WholeOrNone = None
     """Number of optimiser steps; when given, it takes the place of the budget and makes runs repeatable."""
-    validations: int = 5
+    validations: Whole = 5
     """How often the validation cases are segmented whole; less often where that would take 5 % of the budget."""
-    patience: int | None = None
+    patience: WholeOrNone = None
     """Stop after this many validations without a better Dice, and keep the best model instead of the last; or never."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 mixed precision where the hardware computes in it, else 32 bit."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train."""
-    seed: int = 0
+    seed: Whole = 0
     """Seed of the weights, the sampling and the augmentation."""
     checkpoint_every: str = "5m"
     """A resumable checkpoint is written at least this often."""

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -32,6 +33,11 @@ WRONG = [
     ("data.spacing_mm", [1.0, float("nan"), 1.0], "> 0 on every axis"),
     ("augment.scale", [1.4, 0.7], "low <= high"),
     ("augment.scale", [0.0, 0.7], "low <= high"),
+    ("augment.scale", [1.2, float("inf")], "finite"),
+    ("augment.rotation_deg", -1.0, "between 0 and 180"),
+    ("augment.rotation_deg", 180.5, "between 0 and 180"),
+    ("augment.rotation_deg", float("inf"), "between 0 and 180"),
+    ("augment.rotation_deg", float("nan"), "between 0 and 180"),
     *[
         (f"augment.{name}_p", value, "between 0 and 1")
         for name in ("spatial", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
@@ -39,7 +45,9 @@ WRONG = [
     ],
     ("optim.lr", 0.0, "> 0"),
     ("optim.lr", float("nan"), "> 0"),
+    ("optim.lr", float("inf"), "finite"),
     ("optim.weight_decay", -1e-9, ">= 0"),
+    ("optim.weight_decay", float("inf"), "finite"),
     ("optim.warmup", 1.0, r"in \[0, 1\)"),
     ("optim.clip_norm", 0.0, "> 0"),
     ("optim.ema_decay", 1.0, r"in \(0, 1\)"),
@@ -50,6 +58,17 @@ WRONG = [
     ("train.validations", 0, ">= 1"),
     ("train.patience", 0, ">= 1"),
 ]
+
+
+def _whole_numbers(section=ExperimentConfig, place=""):
+    """Return the settings that are declared as whole numbers."""
+    names = []
+    for name, kind in get_type_hints(section).items():
+        if dataclasses.is_dataclass(kind):
+            names += _whole_numbers(kind, f"{place}{name}.")
+        elif kind in (int, int | None):
+            names.append(f"{place}{name}")
+    return names
 
 
 def _nest(dotted, value):
@@ -68,6 +87,19 @@ class TestValues:
     def test_a_value_out_of_range_names_the_setting_the_value_and_what_is_allowed(self, name, value, allowed):
         with pytest.raises(InputError, match=rf"{name} must be .*{allowed}.*, got "):
             load_config(_nest(name, value))
+
+    @pytest.mark.parametrize("name", _whole_numbers())
+    def test_a_whole_number_is_not_rounded(self, tmp_path, name):
+        path = _write(tmp_path / "a.yaml", _nest(name, 4096.5))
+        with pytest.raises(InputError, match=rf"must be a whole number, got 4096\.5 from .*{path.name}"):
+            load_config(path)
+
+    def test_a_whole_number_may_be_written_as_another(self):
+        found = load_config({"data": {"max_patch_voxels": 4096.0}}).data.max_patch_voxels
+        assert (found, type(found)) == (4096, int)
+
+    def test_no_number_may_be_said_in_words(self):
+        assert load_config({"data": {"batch_size": 4}}, {"data": {"batch_size": "none"}}).data.batch_size is None
 
     def test_the_rank_is_checked_in_python_too(self):
         model = type(ExperimentConfig().model)
