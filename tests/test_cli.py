@@ -9,13 +9,15 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
-from tiny import SETTINGS, dataset, tiny_case, trained, write_dataset  # noqa: F401, fixtures
+from tiny import SETTINGS, dataset, tiny_case, tiny_config, trained, write_dataset  # noqa: F401, fixtures
 from volumes import write_volume
 
 from segscse.attention import BLOCKS
 from segscse.cli import run
-from segscse.config import load_config
+from segscse.config import load_config, save_config
+from segscse.errors import InputError
 from segscse.inference.predictor import load
 
 # The fixtures come by import, so every test that takes one looks like a redefinition.
@@ -151,6 +153,23 @@ class TestTrain:
         saved = load_config(tmp_path / "run" / "config.yaml")
         assert (saved.train.seed, saved.train.max_steps, saved.optim.lr) == (9, 2, 0.02)
         assert saved.model.base_features == 4
+
+    @pytest.mark.parametrize(("saved", "nccl"), [("cpu", False), ("auto", True)])
+    def test_a_resumed_run_meets_for_the_device_that_it_was_started_with(self, tmp_path, monkeypatch, saved, nccl):
+        save_config(tmp_path / "run" / "config.yaml", tiny_config(train={"device": saved}))
+        job = {"TORCHELASTIC_RUN_ID": "1", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        for name, value in job.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("segscse.hardware.pick_device", lambda name: torch.device(name.replace("auto", "cuda")))
+        met = []
+
+        def joined(ranks, *, nccl):
+            met.append(nccl)
+            raise InputError("enough")
+
+        monkeypatch.setattr("segscse.cli.models.joined", joined)
+        assert run(["train", "data", "--out", str(tmp_path / "run"), "--resume"]) == 2
+        assert met == [nccl]
 
     def test_a_budget_takes_the_place_of_steps(self, dataset, config, tmp_path):
         arguments = ["train", str(dataset), "--out", str(tmp_path / "run"), "--config", str(config)]

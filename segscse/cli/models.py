@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from segscse.cli.flags import read_engine, read_fold
 from segscse.cli.options import Configs, Device, Devices, Engine, ExportEngine, Labels, Nodes
 from segscse.cli.terminal import make_console, say, say_outcome, say_scores, show_bar
-from segscse.config import ExperimentConfig, FlatConfig
+from segscse.config import ExperimentConfig, FlatConfig, load_config
 from segscse.launch import require_processes
 from segscse.ranks import Ranks, joined
 
@@ -71,7 +71,7 @@ def _train_one_fold(asked: _Training) -> None:
     from segscse.hardware import pick_device
     from segscse.training.run import train_run
 
-    number, device = read_fold(asked.fold), asked.config.train.device
+    number, device = read_fold(asked.fold), _device(asked)
     nccl = asked.ranks.world > 1 and pick_device(device).type == "cuda"
     console = make_console(quiet=asked.ranks.rank > 0)
     with joined(asked.ranks, nccl=nccl) as group:
@@ -94,6 +94,13 @@ def _train_one_fold(asked: _Training) -> None:
             summary = validate_run(run_, device=device, progress=progress, group=group)
     if group.first:
         say_scores(summary, run_.folder / "validation")
+
+
+def _device(asked: _Training) -> str:
+    """Return the device that a training asks for: a resumed one keeps that which it was started with."""
+    file = asked.folder / "config.yaml"
+    started = asked.resume and file.is_file()
+    return (load_config(file) if started else asked.config).train.device
 
 
 def _train_all_folds(asked: _Training) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -9,12 +13,44 @@ from segscse.errors import InputError
 from segscse.ranks import Group
 
 
-def ddp_strategy(group: Group) -> DDPStrategy:
-    """Return DDP over a group's processes.
+def ddp_strategy(group: Group, device: torch.device) -> DDPStrategy:
+    """Return DDP over a group's processes, each on the CPU or on the GPU that `joined` gave it.
 
     Norms here have no running statistics, so there are no buffers to send around at every step.
+
+    Args:
+        group: of two processes or more.
+        device: the kind of device that trains, `cpu` or `cuda`.
     """
-    return DDPStrategy(cluster_environment=Joined(group), gradient_as_bucket_view=True, broadcast_buffers=False)
+    own = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+    return DDPStrategy(
+        # Lightning takes the entry of this process' number on its machine. That need not be its GPU's number: where a
+        # launcher shows every process a GPU of its own, all of them are number 0.
+        parallel_devices=[own] * group.ranks.local_world,
+        cluster_environment=Joined(group),
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+    )
+
+
+def refuse_shared_gpus(group: Group) -> None:
+    """Refuse two processes on one GPU, which NCCL cannot connect.
+
+    Raises:
+        InputError: there are.
+    """
+    if group.control is None or dist.get_backend() != "nccl":
+        return
+    gpus = group.gather(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+    group.on_first(lambda: _refuse_repeated(gpus))
+
+
+def _refuse_repeated(gpus: Sequence[str]) -> None:
+    if (found := len(set(gpus))) < len(gpus):
+        raise InputError(
+            f"{len(gpus)} processes cannot share a training on {found} GPU{'s' if found > 1 else ''}",
+            remedy="Start a process for every GPU, or train with --train.device cpu",
+        )
 
 
 def refuse_odd_parts(batch_size: int, world: int) -> None:

@@ -40,7 +40,7 @@ from segscse.training.averaging import AveragedWeights, weight_average
 from segscse.training.callbacks import RunKeeper, RunProgress
 from segscse.training.checkpoints import WholeCheckpoints, step_of
 from segscse.training.clock import RunClock
-from segscse.training.ddp import ddp_strategy
+from segscse.training.ddp import ddp_strategy, refuse_shared_gpus
 from segscse.training.display import run_html
 from segscse.training.log import FILE, MetricsTable
 from segscse.training.loggers import GuardedLogger, open_loggers
@@ -126,6 +126,8 @@ def train_run(
             return set_up(request, console, held, group.world)
 
         setup = group.on_first(begin)
+        if setup.device.type == "cuda":
+            refuse_shared_gpus(group)
         with group.bound():
             keeper = _fit(setup, console, group)
     dice = keeper.dice if math.isfinite(keeper.dice) else None
@@ -208,7 +210,7 @@ def _trainer(setup: RunSetup, callbacks: list[pl.Callback], loggers: list[Guarde
     plugins: list[Any] = [WholeCheckpoints()]
     places: dict[str, Any] = {"devices": [torch.cuda.current_device()] if setup.device.type == "cuda" else 1}
     if group.world > 1:
-        places = {"devices": group.ranks.local_world, "num_nodes": group.ranks.nodes, "strategy": ddp_strategy(group)}
+        places |= {"num_nodes": group.ranks.nodes, "strategy": ddp_strategy(group, setup.device)}
     else:
         # What a launcher says of this process is not meant for a run that it makes alone.
         plugins.append(LightningEnvironment())
