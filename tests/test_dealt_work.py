@@ -72,7 +72,7 @@ class TestParts:
         for part, case in enumerate("ab"):
             manifest = Manifest(tmp_path, "key", part)
             (tmp_path / f"{case}.nii.gz").write_text(case)
-            manifest.add(case, {}, [tmp_path / f"{case}.nii.gz"], {"look": False})
+            manifest.add(case, [], [tmp_path / f"{case}.nii.gz"], {"look": False})
             manifest.save()
         with monkeypatch.context() as patch:
             patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -81,6 +81,36 @@ class TestParts:
         assert sorted(merge_parts(tmp_path)) == ["a", "b"]
         assert sorted(read_json(tmp_path / "predictions.json")["cases"]) == ["a", "b"]
         assert [path.name for path in tmp_path.glob("*.json")] == ["predictions.json"]
+
+    def test_a_case_that_failed_in_one_is_out_of_the_whole(self, tmp_path):
+        from segscse.inference.manifest import Manifest
+
+        for name in "ab":
+            (tmp_path / f"{name}.nii.gz").write_text(name)
+        earlier = Manifest(tmp_path, "other")
+        for name in "ab":
+            earlier.add(name, [], [tmp_path / f"{name}.nii.gz"], {"look": False})
+        earlier.save()
+        part = Manifest(tmp_path, "key", 1)
+        assert part.drop("b") == ["b.nii.gz"]
+        part.failures["b"] = "is empty"
+        part.save()
+        assert list(merge_parts(tmp_path)) == ["a"]
+        found = read_json(tmp_path / "predictions.json")
+        assert (list(found["cases"]), found["failures"]) == (["a"], {"b": "is empty"})
+
+    @pytest.mark.parametrize("name", ["predictions.modelA.json", "predictions.0.old.json", "predictions.-1.json"])
+    def test_a_copy_of_the_manifest_is_no_part(self, tmp_path, name):
+        from segscse.inference.manifest import Manifest
+
+        (tmp_path / "a.nii.gz").write_text("a")
+        manifest = Manifest(tmp_path, "key")
+        manifest.add("a", [], [tmp_path / "a.nii.gz"], {"look": False})
+        manifest.save()
+        (tmp_path / "predictions.json").rename(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        assert merge_parts(tmp_path) == {}
+        assert (tmp_path / name).read_bytes() == content
 
     def test_a_folder_without_any_is_left_alone(self, tmp_path):
         assert merge_parts(tmp_path / "none") == {}

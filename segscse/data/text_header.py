@@ -70,10 +70,24 @@ def read_text_header(path: Path) -> TextHeader:
     Raises:
         InputError: the header cannot be understood, or the voxels are cut short, damaged or elsewhere.
     """
-    start = _head(path)
-    header = _nrrd(path, start) if start.startswith(b"NRRD") else _meta(path, start)
-    _check_voxels(header, path)
+    try:
+        header = _parsed(path)
+        _check_voxels(header, path)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
     return header
+
+
+def detached_voxels(path: Path) -> Path | None:
+    """Return the second file, with the voxels, of an NRRD or a MetaImage; None of one in a single file.
+
+    None of a header that cannot be understood, too: reading it says why.
+    """
+    try:
+        data = _parsed(path).data[0]
+    except (InputError, OSError):
+        return None
+    return None if data == path else data
 
 
 def write_nrrd(path: str | Path, array: np.ndarray, geometry: Mapping[str, str]) -> None:
@@ -111,12 +125,10 @@ def _little(array: np.ndarray) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes(order="F")
 
 
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(MAX_HEADER)
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
+def _parsed(path: Path) -> TextHeader:
+    with path.open("rb") as stream:
+        start = stream.read(MAX_HEADER)
+    return _nrrd(path, start) if start.startswith(b"NRRD") else _meta(path, start)
 
 
 def _nrrd(path: Path, start: bytes) -> TextHeader:

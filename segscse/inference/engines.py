@@ -111,7 +111,7 @@ class OnnxRuntimeEngine(Engine):
         model: the path of an ONNX file, or its bytes.
 
     Raises:
-        InputError: ONNX Runtime is not installed.
+        InputError: ONNX Runtime is not installed, or cannot read the model.
     """
 
     name = "onnxruntime"
@@ -123,8 +123,12 @@ class OnnxRuntimeEngine(Engine):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
-        content = str(model) if isinstance(model, Path) else model
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        file, content = (model, str(model)) if isinstance(model, Path) else (None, model)
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no other base in common
+            reason = " ".join(str(error).split())[-300:]
+            raise InputError(f"onnxruntime cannot read it ({reason})", file=file, remedy="Export again") from error
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from segscse.data.io import SITK_SUFFIXES, image_suffix
+from segscse.data.text_header import detached_voxels
 from segscse.errors import InputError
 from segscse.files import read_json, sha256_of, write_json
 
 NAME = "predictions.json"
 _PART = "predictions.{}.json"
+_PART_NAME = re.compile(r"predictions\.\d+\.json", re.ASCII)
 FORMAT = "segscse-predictions"
-VERSION = 1
+VERSION = 2
 # A folder of thousands of cases would spend its time writing the manifest after each; a kill loses this much work.
 SECONDS_BETWEEN_WRITES = 2.0
 MAX_BYTES = 2**30  # a million cases; one that is too large would mean that all are predicted again
@@ -42,15 +47,15 @@ class Manifest:
         self.failures: dict[str, str] = {}
         self._written = time.monotonic()
 
-    def verified(self, case: str, inputs: Mapping[str, str]) -> bool:
+    def verified(self, case: str, inputs: Sequence[Sequence[str]]) -> bool:
         """Return whether a case was predicted from these inputs by this model and its outputs are as they were.
 
         Args:
             case: its name.
-            inputs: digest by file name; see `digests`.
+            inputs: names and digests of its files; see `digests`.
         """
         entry = self.cases.get(case)
-        if entry is None or entry.get("key") != self.key or entry.get("inputs") != dict(inputs):
+        if entry is None or entry.get("key") != self.key or entry.get("inputs") != [list(pair) for pair in inputs]:
             return False
         outputs = entry.get("outputs")
         if not isinstance(outputs, Mapping) or not outputs:
@@ -63,17 +68,38 @@ class Manifest:
         """Return the label map of a case that is in the manifest; other outputs lie in folders of their own."""
         return next(self.folder / name for name in self.cases[case]["outputs"] if "/" not in name)
 
-    def add(self, case: str, inputs: Mapping[str, str], outputs: Sequence[Path], quality: Mapping[str, Any]) -> None:
+    def add(
+        self, case: str, inputs: Sequence[Sequence[str]], outputs: Sequence[Path], quality: Mapping[str, Any]
+    ) -> None:
         """Enter a case whose files are written."""
         names = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in outputs}
-        entry = {"key": self.key, "inputs": dict(inputs), "outputs": names, "quality": dict(quality)}
+        pairs = [list(pair) for pair in inputs]
+        entry = {"key": self.key, "inputs": pairs, "outputs": names, "quality": dict(quality)}
         self.cases[case] = self.own[case] = entry
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.save()
 
+    def drop(self, case: str) -> list[str]:
+        """Take a case out and remove its outputs, but for those that are no longer as they were written.
+
+        Returns:
+            Names of the files that were removed.
+        """
+        entry = self.cases.pop(case, None)
+        self.own.pop(case, None)
+        removed = []
+        for name, known in () if entry is None else entry["outputs"].items():
+            path = self.folder / name
+            with suppress(InputError, OSError):  # it is not there, or no file, or cannot be removed
+                if sha256_of(path) == known:
+                    path.unlink()
+                    removed.append(name)
+        return removed
+
     def save(self) -> None:
         """Write the file."""
-        _write(self.path, self.own, self.failures)
+        # Copies: one thread enters cases that are written while another enters failures.
+        _write(self.path, dict(self.own), dict(self.failures))
         self._written = time.monotonic()
 
 
@@ -86,12 +112,12 @@ def merge_parts(folder: Path) -> dict[str, Any]:
         The entries of all cases.
     """
     cases, failures = _read(folder / NAME)
-    parts = sorted(folder.glob(_PART.format("*")))
+    parts = sorted(path for path in folder.glob(_PART.format("*")) if _PART_NAME.fullmatch(path.name))
     if parts:
         failures = {}
     for part in parts:
         made, failed = _read(part)
-        cases |= made
+        cases = {name: entry for name, entry in cases.items() if name not in failed} | made
         failures |= failed
     if parts:
         _write(folder / NAME, cases, failures)
@@ -104,9 +130,18 @@ def _write(path: Path, cases: Mapping[str, Any], failures: Mapping[str, str]) ->
     write_json(path, {"format": FORMAT, "version": VERSION, "cases": cases, "failures": failures})
 
 
-def digests(files: Sequence[Path]) -> dict[str, str]:
-    """Return the SHA-256 of a case's files by name; of a folder, that of its files' names and contents."""
-    return {file.name: folder_digest(file) if file.is_dir() else sha256_of(file) for file in files}
+def digests(files: Sequence[Path]) -> list[list[str]]:
+    """Return the names of a case's files, in the order of its channels, each with its SHA-256.
+
+    Of a folder it is that of its files' names and contents. The voxels' file follows a header that lies apart from it.
+    """
+    pairs = []
+    for file in files:
+        pairs.append([file.name, folder_digest(file) if file.is_dir() else sha256_of(file)])
+        voxels = detached_voxels(file) if image_suffix(file) in SITK_SUFFIXES and file.is_file() else None
+        if voxels is not None:
+            pairs.append([voxels.name, sha256_of(voxels)])
+    return pairs
 
 
 def folder_digest(folder: Path) -> str:
@@ -135,8 +170,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _sound(entry: Any) -> bool:
     """Return whether an entry has what `add` writes, with names that stay in the folder."""
-    parts = ("inputs", "outputs", "quality")
-    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(part), Mapping) for part in parts):
+    parts = (("inputs", list), ("outputs", Mapping), ("quality", Mapping))
+    if not isinstance(entry, Mapping) or not all(isinstance(entry.get(part), kind) for part, kind in parts):
         return False
     paths = [PurePosixPath(name) for name in entry["outputs"]]
     inside = all(not path.is_absolute() and ".." not in path.parts for path in paths)

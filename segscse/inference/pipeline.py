@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -23,7 +24,7 @@ from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
-from segscse.errors import InputError, Interrupted
+from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.files import digest, only_writer, remove_leftovers, temporary_path
 from segscse.inference.ahead import ahead
 from segscse.inference.manifest import Manifest, digests, merge_parts
@@ -41,6 +42,7 @@ from segscse.types import Progress
 PARTS = 1000
 # What there may be of a case beside its label map, each in a folder of its own.
 MAPS = ("probabilities", "uncertainty", "disagreement")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class _Case:
     """A case on its way: read and prepared, found complete, or failed."""
 
     name: str
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Sequence[Sequence[str]] = ()
     prepared: Sequence[Prepared] = ()
     verified: bool = False
     error: Exception | None = None
@@ -68,6 +70,8 @@ def predict_files(
     group: Group = ALONE,
 ) -> Outcome:
     """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
+
+    A case that fails has no label map afterwards: one that an earlier run made of it is removed.
 
     With `form="input"` each label map has its scan's format; see `segscse.data.output.output_suffix`.
 
@@ -133,7 +137,7 @@ def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Se
 
 
 def _write_quality(out: Path, cases: Mapping[str, Any]) -> None:
-    if cases:
+    if cases or (out / "quality.csv").exists():
         write_quality(out / "quality.csv", {name: entry.get("quality", {}) for name, entry in cases.items()})
 
 
@@ -183,9 +187,11 @@ class _Run:
                     self._moved(1.0)
                     self.done += 1
             finally:
-                self._finish(writing)
-                if self.manifest.own or self.manifest.failures:
-                    self.manifest.save()
+                try:
+                    self._finish(writing)
+                finally:
+                    if self.manifest.own or self.manifest.failures:
+                        self.manifest.save()
                 if self.alone:
                     _write_quality(self.out, self.manifest.cases)
 
@@ -198,7 +204,7 @@ class _Run:
                     yield _Case(name, inputs, verified=True)
                 else:
                     yield _Case(name, inputs, [_light(item) for item in self.model.prepare(list(files))])
-            except (InputError, MemoryError, RuntimeError) as error:
+            except Exception as error:
                 yield _Case(name, error=error)
 
     def network(self, case: _Case) -> tuple[Segmentation, list[Path]] | None:
@@ -220,7 +226,7 @@ class _Run:
                 allocate=partial(_map_of_bytes, self.out, scratch),
                 advance=self._moved,
             )
-        except (InputError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError when memory runs out
+        except Exception as error:
             self._failed(case.name, error)
         else:
             for number in (0, 1):
@@ -231,23 +237,32 @@ class _Run:
 
     def write(self, case: _Case, made: Segmentation, scratch: Sequence[Path]) -> None:
         """Write a case's files, the label map last, and enter it into the manifest."""
+        outputs: list[Path] = []
         try:
-            outputs = []
             for name in MAPS:
                 if (values := getattr(made, name)) is not None:
-                    outputs.append(self.out / name / f"{case.name}.nii.gz")
-                    write_map(outputs[-1], values, made.source)
-            outputs.append(self.out / f"{case.name}{output_suffix(made.source, self.form)}")
-            made.save(outputs[-1])
+                    path = self.out / name / f"{case.name}.nii.gz"
+                    write_map(path, values, made.source)
+                    outputs.append(path)
+            path = self.out / f"{case.name}{output_suffix(made.source, self.form)}"
+            made.save(path)
+            outputs.append(path)
             self.manifest.add(case.name, case.inputs, outputs, made.quality())
-            self.outcome.written.append(outputs[-1])
-        except (InputError, MemoryError, OSError) as error:
+            self.outcome.written.append(path)
+        except Exception as error:
+            _remove(outputs)
             self._failed(case.name, error)
         finally:
             _remove(scratch)
 
     def _failed(self, case: str, error: Exception) -> None:
+        """Enter a failure, whatever it is of, and remove what an earlier run, perhaps by another model, made of it."""
+        if isinstance(error, SegscseError) and not isinstance(error, InputError):
+            raise error  # a stop, or another process's failure
+        _LOG.debug("%s failed", case, exc_info=error)
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        if removed := self.manifest.drop(case):
+            reason += f" Removed what an earlier run had made of it: {', '.join(removed)}."
         self.outcome.failures.append(Failure(case, reason))
         self.manifest.failures[case] = one_line(reason)
 
@@ -282,9 +297,10 @@ def _map_of_bytes(out: Path, scratch: list[Path], name: str, shape: tuple[int, .
     return np.memmap(scratch[-1], np.uint8, "w+", shape=shape, order="F")
 
 
-def _remove(scratch: Sequence[Path]) -> None:
-    for path in scratch:
-        path.unlink(missing_ok=True)
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -311,7 +327,8 @@ def _stoppable(outcome: Outcome, out: Path) -> Iterator[None]:
 def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
     for files in cases.values():
         for file in files:
-            if out.resolve() in (file.resolve(), file.resolve().parent):
+            # A file that is a link: the label map would take the link's place.
+            if out.resolve() in (file.resolve(), file.resolve().parent, file.absolute().parent.resolve()):
                 raise InputError(
                     "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
                 )

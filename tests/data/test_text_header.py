@@ -1,6 +1,7 @@
 """Damaged NRRD and MetaImage files: every one is refused in one line that names it."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,20 @@ def test_a_missing_detached_file_is_named(write):
     path = write("a.mhd")
     path.with_suffix(".zraw").unlink()
     _refused(path, "its voxels' file a.zraw is missing")
+
+
+@pytest.mark.parametrize("name", ["a.nhdr", "a.mhd"])
+def test_a_detached_file_that_cannot_be_read_is_an_input_error(write, monkeypatch, name):
+    path = write(name)
+    opened = Path.open
+
+    def denied(self, *arguments):
+        if self.parent == path.parent and self != path:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments)
+
+    monkeypatch.setattr(Path, "open", denied)
+    _refused(path, r"cannot be read \(Permission denied\)")
 
 
 @pytest.mark.parametrize("seed", range(60))

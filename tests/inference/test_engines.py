@@ -229,15 +229,16 @@ class TestChoice:
         remember("0123", "torch", ())
         assert recall("0123") is None
 
-    def test_a_graph_that_its_engine_cannot_read_is_passed_over(self, folder, monkeypatch):
-        _openvino()
-        graph = select.ExportedGraph("openvino", "fp32", ("model.safetensors",), {})
+    @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+    def test_a_graph_that_its_engine_cannot_read_is_passed_over(self, folder, name):
+        _openvino() if name == "openvino" else _onnx()
+        graph = select.ExportedGraph(name, "fp32", ("model.safetensors",), {})
         model = replace(load_model(folder), engines=(graph,))
         engine, trials = select.load_engine(model, "auto", "cpu")
         assert engine.name == "torch"
-        assert "openvino cannot read it" in trials[1].problem
-        with pytest.raises(InputError, match=r"model.safetensors: openvino cannot read it"):
-            select.load_engine(model, "openvino", "cpu")
+        assert f"{name} cannot read it" in trials[1].problem
+        with pytest.raises(InputError, match=rf"model.safetensors: {name} cannot read it"):
+            select.load_engine(model, name, "cpu")
 
     def test_unknown_names_and_impossible_devices_are_refused(self, folder):
         with pytest.raises(InputError, match="unknown engine 'tensorrt'"):

@@ -276,7 +276,7 @@ class TestModelFolder:
 
 
 class TestManifest:
-    GOOD = {"key": "k", "inputs": {"a": "1"}, "outputs": {"a.nii.gz": "2"}, "quality": {"look": ""}}  # noqa: RUF012
+    GOOD = {"key": "k", "inputs": [["a", "1"]], "outputs": {"a.nii.gz": "2"}, "quality": {"look": ""}}  # noqa: RUF012
 
     @pytest.mark.parametrize(
         "change",
@@ -288,18 +288,18 @@ class TestManifest:
             {"outputs": ["a.nii.gz"]},
             {"quality": {}},
             {"quality": None},
-            {"inputs": []},
+            {"inputs": {"a": "1"}},
         ],
     )
     def test_an_entry_that_we_do_not_write_counts_as_none(self, change, tmp_path):
         cases = {"good": self.GOOD, "bad": self.GOOD | change, "worse": [1]}
-        content = {"format": "segscse-predictions", "version": 1, "cases": cases}
+        content = {"format": "segscse-predictions", "version": 2, "cases": cases}
         (tmp_path / "predictions.json").write_text(json.dumps(content))
         assert list(Manifest(tmp_path, "k").cases) == ["good"]
 
     @pytest.mark.parametrize("cases", [None, [1, 2], "x", 3])
     def test_a_list_in_place_of_the_cases_counts_as_none(self, cases, tmp_path):
-        content = {"format": "segscse-predictions", "version": 1, "cases": cases}
+        content = {"format": "segscse-predictions", "version": 2, "cases": cases}
         (tmp_path / "predictions.json").write_text(json.dumps(content))
         assert Manifest(tmp_path, "k").cases == {}
 
