@@ -93,9 +93,10 @@ def compare(network: Network, reference: Sequence[torch.Tensor], windows: Sequen
         windows: `(B, C, *window)`.
     """
     squares, count, differing, foreground = 0.0, 0, 0, 0
+    reference = [logits.cpu() for logits in reference]  # MPS has no 64 bits
     spread = torch.cat([logits.double().flatten() for logits in reference]).std().item()
     for expected, window in zip(reference, windows, strict=True):
-        got = network(window).to(expected.device)
+        got = network(window).cpu()
         squares += (got.double() - expected.double()).square().sum().item()
         count += expected.numel()
         ours, theirs = got.argmax(dim=1), expected.argmax(dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
@@ -43,6 +43,8 @@ class Confidence:
         numbers: class of every voxel `(X, Y, Z)` on the network's grid.
         foreground: voxels of foreground and their summed probability.
         border: voxels beside another class and their summed entropy over log K.
+        done: rows taken in.
+        held: where the last of them is at a border, as far as its neighbours are known; the next step has the others.
     """
 
     axis: int
@@ -50,27 +52,26 @@ class Confidence:
     foreground: list[float] = field(default_factory=lambda: [0.0, 0.0])
     border: list[float] = field(default_factory=lambda: [0.0, 0.0])
     done: int = 0
+    held: torch.Tensor | None = None
 
     def add(self, rows: Rows) -> None:
         """Take in rows that have just been finished; call it once a step."""
-        along = self.axis + 1
-        carried = self.done - rows.first
+        count, carried = rows.stop - rows.first, self.done - rows.first
         classes = largest_class(rows.values)
         beside = _beside_another(classes)
-        fresh = [item.narrow(self.axis, carried, rows.stop - self.done) for item in (classes, beside)]
+        if self.held is not None:
+            beside.select(self.axis, 0).logical_or_(self.held)
+        complete = count if rows.stop == self.numbers.shape[self.axis] else count - 1
+        self.held = beside.select(self.axis, count - 1).clone()
         place = [slice(None)] * 3
         place[self.axis] = slice(self.done, rows.stop)
-        self.numbers[tuple(place)] = fresh[0].cpu().numpy()
-        for row in range(rows.stop - self.done):  # a row at a time, so that no copy of the slab is made
-            values = rows.values.select(along, carried + row)
-            for counter, mask, measure in (
-                (self.foreground, fresh[0] > 0, _largest),
-                (self.border, fresh[1], _entropy),
-            ):
-                chosen = mask.select(self.axis, row)
-                if count := int(chosen.sum()):
-                    counter[0] += count
-                    counter[1] += float(measure(values[:, chosen].softmax(dim=0)).sum(dtype=torch.float64))
+        self.numbers[tuple(place)] = classes.narrow(self.axis, carried, count - carried).cpu().numpy()
+        for row in range(count):  # a row at a time, so that no copy of the slab is made
+            values = rows.values.select(self.axis + 1, row)
+            if row >= carried:
+                _count(self.foreground, values, classes.select(self.axis, row) > 0, _largest)
+            if row < complete:
+                _count(self.border, values, beside.select(self.axis, row), _entropy)
         self.done = rows.stop
 
 
@@ -169,6 +170,20 @@ def _beside_another(classes: torch.Tensor) -> torch.Tensor:
         found.narrow(axis, 0, length - 1).logical_or_(differs)
         found.narrow(axis, 1, length - 1).logical_or_(differs)
     return found
+
+
+def _count(
+    counter: list[float], values: torch.Tensor, chosen: torch.Tensor, measure: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """Add the number of chosen voxels of a row, and the sum of a measure of their probabilities."""
+    if number := int(chosen.sum()):
+        counter[0] += number
+        counter[1] += _sum(measure(values[:, chosen].softmax(dim=0)))
+
+
+def _sum(values: torch.Tensor) -> float:
+    """Return a sum in 64 bits, which MPS does not have."""
+    return float((values.cpu() if values.device.type == "mps" else values).sum(dtype=torch.float64))
 
 
 def _largest(probabilities: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,13 @@
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from tiny import tiny_plan
 
+from segscse.inference import quality
 from segscse.inference.quality import Confidence, case_quality, components, write_quality
 from segscse.inference.sliding_window import Rows
 
@@ -36,8 +39,15 @@ def _row(numbers, *, sureness=4.0, disputed=None, known=None, counts=None):
     return case_quality(confidences, counts, disputed, tiny_plan(), np.diag([2.0, 5.0, 10.0, 1.0]), known or {})
 
 
+def _at_a_border(classes):
+    """Return where a neighbour differs: the largest or the smallest class of the cross around the voxel is another."""
+    cross = ndimage.generate_binary_structure(3, 1)
+    largest, smallest = (find(classes, footprint=cross) for find in (ndimage.maximum_filter, ndimage.minimum_filter))
+    return largest != smallest
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("step", [1, 3, 8])
+@pytest.mark.parametrize("step", [1, 2, 3, 8])
 def test_sums_over_steps_are_those_of_the_whole(numbers, axis, step):
     torch.manual_seed(0)
     logits = _logits(numbers) + torch.randn(3, 8, 7, 6)
@@ -46,10 +56,15 @@ def test_sums_over_steps_are_those_of_the_whole(numbers, axis, step):
     np.testing.assert_array_equal(found.numbers, classes)
     largest = logits.softmax(dim=0).amax(dim=0).numpy()
     assert found.foreground == [(classes > 0).sum(), pytest.approx(largest[classes > 0].sum(), rel=1e-5)]
+    border = _at_a_border(classes)
+    shares = logits.softmax(dim=0).numpy().astype(np.float64)
+    entropy = -(shares * np.log(shares)).sum(axis=0) / np.log(3)
+    assert found.border == [border.sum(), pytest.approx(entropy[border].sum(), rel=1e-5)]
 
 
-def test_the_border_is_what_lies_beside_another_class(numbers):
-    found = _confidence(_logits(numbers), step=8)
+@pytest.mark.parametrize("step", [1, 2, 3, 8])
+def test_the_border_is_what_lies_beside_another_class(numbers, step):
+    found = _confidence(_logits(numbers), step=step)
     block, around = 27 - 1, 6 * 9  # all of the block but its centre, and its six faces
     point, beside = 1, 6
     assert found.border[0] == block + around + point + beside
@@ -99,6 +114,28 @@ def test_pieces_that_touch_at_a_corner_are_one():
     numbers[0, 0, 0] = numbers[1, 1, 1] = 1
     numbers[3:, 3:, 3:] = 3
     assert components(numbers, 4) == [0, 1, 0, 1]
+
+
+class _OnMps:
+    """Numbers on a device that refuses 64 bits, as MPS does."""
+
+    device = SimpleNamespace(type="mps")
+
+    def __init__(self, values):
+        self._values = values
+
+    def cpu(self):
+        return self._values
+
+    def sum(self, dtype=None):
+        if dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64")
+        return self._values.sum(dtype=dtype)
+
+
+def test_sums_are_in_64_bits_and_taken_elsewhere_than_on_mps():
+    values = torch.tensor([2.0**24, 1.0, 1.0])  # of which 32 bits keep the first
+    assert quality._sum(values) == quality._sum(_OnMps(values)) == 2.0**24 + 2
 
 
 def test_the_table_begins_with_the_cases_to_look_at(tmp_path):

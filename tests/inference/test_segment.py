@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from naive import naive_logits, naive_restore
+from nearest import nearest_predictor
 from tiny import tiny_case, tiny_plan, tiny_plan_2d
 
 from segscse.data.network_grid import preprocess_array
@@ -187,6 +188,14 @@ def test_the_batch_does_not_change_the_result():
     found = [segment([_predictor(plan)], [prepared], Options(batch_size=size)).array for size in (1, 3, 50)]
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_the_batch_does_not_change_the_quality():
+    plan = tiny_plan(patch_size=(4, 20, 12))  # one window a layer, so that a batch is as many layers
+    prepared = preprocess_array(tiny_case(0)[0], np.eye(4), plan)
+    rows = [segment([nearest_predictor(plan)], [prepared], Options(batch_size=size)).quality() for size in (1, 2, 8)]
+    for name in ("border_entropy", "mean_confidence"):
+        assert [row[name] for row in rows] == pytest.approx([rows[0][name]] * 3, rel=1e-6)
 
 
 def test_a_network_with_other_classes_than_the_plan_is_a_defect():
