@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
@@ -84,13 +84,7 @@ def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetI
         index = _from_folders(path, *_find_pair(path))
     if not index.cases:
         raise InputError("holds no labelled cases", file=path, remedy="See `segscse check --help` for the layouts")
-    duplicates = [name for name, count in Counter(case.id for case in index.cases).items() if count > 1]
-    if duplicates:
-        raise InputError(
-            f"case ids occur more than once: {', '.join(duplicates[:5])}",
-            file=path,
-            remedy="Give each its own id",
-        )
+    _require_unique([case.id for case in index.cases], path)
     for case in index.cases:
         check_name(case.id, path)
     return index
@@ -115,6 +109,16 @@ def check_name(name: str, file: Path) -> None:
             f"case ids become file names, got {name!r}",
             file=file,
             remedy="Use ids of UTF-8 text without slashes and leading dots",
+        )
+
+
+def _require_unique(names: Sequence[str], file: Path) -> None:
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise InputError(
+            f"case ids occur more than once: {', '.join(duplicates[:5])}",
+            file=file,
+            remedy="Give each its own id",
         )
 
 
@@ -287,7 +291,7 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     channels of a case. A CSV has the columns `case,image[,image2...]`; others are left aside.
 
     Raises:
-        InputError: nothing found, or a case without all its channels.
+        InputError: nothing found, a case that occurs twice, or one without all its channels.
     """
     cases: dict[str, tuple[Path, ...]] = {}
     single: dict[str, Path] = {}
@@ -317,6 +321,7 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
 
 def _csv_inputs(path: Path) -> dict[str, tuple[Path, ...]]:
     rows, image_columns = _csv_rows(path, labelled=False)
+    _require_unique([row["case"] for row in rows], path)
     return {row["case"]: tuple(path.parent / row[name] for name in image_columns) for row in rows}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from segscse.inference.segment import Member, Options, Segmentation, segment
 from segscse.inference.select import describe, load_engine, trained_precision
 from segscse.inference.sliding_window import Network, mirrored, predict_volume, tensor_axes
 
-ArrayImage = tuple[np.ndarray, np.ndarray]
+ArrayImage = tuple[np.ndarray, np.ndarray] | list[np.ndarray]
 
 
 class Segmenter:
@@ -65,13 +66,26 @@ class Segmenter:
             InputError: the scan cannot be used or has other channels than the model.
         """
         plans = {member.plan.key: member.plan for member in self.members}
-        if isinstance(image, tuple) and len(image) == 2 and isinstance(image[0], np.ndarray):
+        if isinstance(image, (tuple, list)) and len(image) == 2 and isinstance(image[0], np.ndarray):
             array, affine = image[0], np.asarray(image[1], np.float64)
             made = {key: preprocess_array(array, affine, plan) for key, plan in plans.items()}
         else:
-            files = [image] if isinstance(image, (str, Path)) else list(image)
-            made = prepare_files([Path(str(file)) for file in files], plans)
+            made = prepare_files(_files(image), plans)
         return [made[member.plan.key] for member in self.members]
+
+
+def _files(image: Any) -> list[Path]:
+    """Return a case's files; whatever else is given is refused."""
+    files = [image] if isinstance(image, (str, PathLike)) else image
+    if not isinstance(files, Sequence) or not all(isinstance(file, (str, PathLike)) for file in files):
+        alone = isinstance(image, np.ndarray)
+        given = "an array without its affine, which says where and how large the voxels are"
+        raise InputError(
+            f"an image must be a file, a list of channel files or (array, affine), got "
+            f"{given if alone else type(image).__name__}",
+            remedy="Give (array, affine) with a (4, 4) RAS affine in mm",
+        )
+    return [Path(file) for file in files]
 
 
 class Predictor(Segmenter):

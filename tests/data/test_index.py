@@ -367,6 +367,11 @@ class TestInputsGivenSingly:
         found = find_inputs([tmp_path / "new.csv"], 2)
         assert found == {"anna": (tmp_path / "t1.nii.gz", tmp_path / "t2.nii.gz")}
 
+    def test_a_case_that_a_csv_names_twice_is_refused(self, tmp_path):
+        (tmp_path / "new.csv").write_text("case,image\nanna,a.nii\nben,b.nii\nanna,c.nii\n")
+        with pytest.raises(InputError, match=r"new\.csv: case ids occur more than once: anna\. Give each its own id"):
+            find_inputs([tmp_path / "new.csv"], 1)
+
     def test_numbered_files_are_grouped_as_in_their_folder(self, tmp_path, make_volume):
         paths = [make_volume(tmp_path / f"a_{channel:04d}.nii.gz", VOXELS) for channel in (0, 1)]
         assert find_inputs(paths, 2) == find_inputs([tmp_path], 2) == {"a": tuple(paths)}

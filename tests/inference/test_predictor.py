@@ -140,6 +140,31 @@ def test_arrays_that_cannot_be_used_are_refused(image, affine):
         _predictor().predict((image, affine))
 
 
+def test_a_list_of_array_and_affine_is_taken_as_the_pair():
+    image = tiny_case(0)[0]
+    expected = _predictor().predict((image, _oblique()))
+    found = _predictor().predict([image, _oblique()])
+    np.testing.assert_array_equal(found.array, expected.array)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+@pytest.mark.parametrize(
+    ("image", "given"),
+    [
+        (np.zeros((4, 4, 4)), "an array without its affine"),
+        (torch.zeros(4, 4, 4), "got Tensor"),
+        ([np.zeros((4, 4, 4))], "got list"),
+        ((np.zeros((4, 4, 4)), np.eye(4), 1), "got tuple"),
+        (["a.nii.gz", np.eye(4)], "got list"),
+        (3, "got int"),
+    ],
+)
+def test_what_is_neither_files_nor_a_pair_is_refused(image, given):
+    with pytest.raises(InputError, match=given) as caught:
+        _predictor().predict(image)
+    assert "Give (array, affine)" in str(caught.value)
+
+
 def test_mirroring_does_not_change_a_voxelwise_network():
     image, _ = tiny_case(0)
     np.testing.assert_array_equal(
