@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,11 @@ def write_seg(path: Path, array: np.ndarray, like: Volume, labels: Mapping[int, 
     if not ids:
         raise InputError("DICOM SEG needs at least one label", file=path, remedy="Write NIfTI")
     slices = [pydicom.dcmread(file, stop_before_pixels=True) for file in like.files]
-    frames = np.ascontiguousarray(array.transpose(2, 1, 0))  # slices, rows, columns
-    masks = np.stack([frames == number for number in ids], axis=-1).astype(np.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's notes on names in the source that are not to the letter
         segmentation = hd.seg.Segmentation(
             source_images=slices,
-            pixel_array=masks,
+            pixel_array=_segment_numbers(array, ids),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_segment(hd, number, place, labels) for place, number in enumerate(ids, start=1)],
             series_instance_uid=hd.UID(),
@@ -65,6 +63,17 @@ def write_seg(path: Path, array: np.ndarray, like: Volume, labels: Mapping[int, 
         )
         with atomic_path(path) as temporary:
             segmentation.save_as(temporary)
+
+
+def _segment_numbers(array: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """Return `(slices, rows, columns)` with the place of each label in `ids`, from 1; 0 where it is none of them."""
+    frames = array.transpose(2, 1, 0)
+    numbers = np.empty(frames.shape, np.uint8 if len(ids) < 2**8 else np.uint16)
+    known = np.array(ids)
+    for target, frame in zip(numbers, frames, strict=True):  # places are in 64 bits: a slice at a time
+        places = np.searchsorted(known, frame).clip(max=len(ids) - 1)
+        target[...] = np.where(known[places] == frame, places + 1, 0)
+    return numbers
 
 
 def _segment(hd: Any, number: int, place: int, labels: Mapping[int, str]) -> Any:

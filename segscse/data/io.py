@@ -15,7 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from segscse.data.container import read_content, refuse_stand_in
 from segscse.data.dicom import is_series, read_series
-from segscse.data.geometry import affine_problem
+from segscse.data.geometry import affine_problem, same_grid
 from segscse.data.nifti_header import announced_bytes, checked_content, nifti_class, placement_notes
 from segscse.data.text_header import TextHeader, read_text_header
 from segscse.errors import InputError
@@ -204,6 +204,8 @@ def nifti_like(array: np.ndarray, like: Volume) -> nib.Nifti1Image:
     else:
         image.set_sform(like.affine, 1)
         image.set_qform(like.affine, 1)
+        if same_grid(array.shape, image.get_qform(), array.shape, image.get_sform()) is not None:
+            image.header["qform_code"] = 0  # a quaternion holds no shear, not even the little of rounded axes
         image.header.set_xyzt_units("mm")
     return image
 

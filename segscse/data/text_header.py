@@ -115,6 +115,8 @@ def write_meta(path: str | Path, array: np.ndarray, geometry: Mapping[str, str])
     fields = {"ObjectType": "Image", "NDims": "3", "BinaryData": "True", "BinaryDataByteOrderMSB": "False"}
     fields |= {"CompressedData": "True", "CompressedDataSize": str(len(voxels))}
     fields |= {name: geometry[name] for name in META_GEOMETRY if name in geometry}
+    if "ElementSize" in geometry:  # which ITK takes for the spacing where no other is given
+        fields.setdefault("ElementSpacing", geometry["ElementSize"])
     fields |= {"DimSize": " ".join(map(str, array.shape)), "ElementType": kind, "ElementDataFile": "LOCAL"}
     text = "".join(f"{name} = {value}\n" for name, value in fields.items())
     with atomic_path(path) as temporary:

@@ -6,6 +6,7 @@ import SimpleITK as sitk  # noqa: N813, the field's idiom
 
 from segscse.cli import run
 from segscse.data.dicom import is_series
+from segscse.data.dicom_seg import _segment_numbers
 from segscse.data.index import find_inputs, open_dataset
 from segscse.data.io import list_images, read_image, write_image
 from segscse.data.output import output_suffix, write_labels
@@ -201,6 +202,7 @@ def test_a_label_map_of_a_series_becomes_dicom_seg_and_points_to_its_slices(tmp_
     scan = read_image(_series(tmp_path / "scan", axes=axes))
     labels = np.zeros(scan.array.shape, np.uint8)
     labels[1:4, 2:6, 1:5], labels[4:6, 3:8, 2:4] = 2, 7
+    labels[0, 0], labels[6, 8] = 3, 9  # ids of no label are left out
     assert output_suffix(scan, "input") == ".dcm"
     write_labels(tmp_path / "seg.dcm", labels, scan, {0: "background", 2: "block", 7: "ball"})
     seg = highdicom.seg.segread(tmp_path / "seg.dcm")
@@ -212,3 +214,12 @@ def test_a_label_map_of_a_series_becomes_dicom_seg_and_points_to_its_slices(tmp_
     )
     for segment, number in enumerate((2, 7)):
         np.testing.assert_array_equal(frames[..., segment].transpose(2, 1, 0), labels == number)
+
+
+@pytest.mark.parametrize(("ids", "itemsize"), [([2, 7, 300], 1), (list(range(5, 305)), 2)])
+def test_segments_take_one_number_a_voxel(ids, itemsize):
+    labels = np.random.default_rng(0).integers(0, 400, (5, 6, 70)).astype(np.uint16)
+    numbers = _segment_numbers(labels, ids)
+    assert numbers.nbytes == itemsize * labels.size
+    expected = [ids.index(label) + 1 if label in ids else 0 for label in labels.transpose(2, 1, 0).ravel()]
+    assert numbers.ravel().tolist() == expected

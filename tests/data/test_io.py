@@ -98,6 +98,15 @@ class TestRoundTrip:
             assert code == 1
             np.testing.assert_allclose(matrix, AFFINE, atol=1e-5)
 
+    @pytest.mark.parametrize(("shear", "qform"), [(0.0, 1), (1e-4, 0), (5e-4, 0)])
+    def test_what_a_qform_cannot_hold_is_left_to_the_sform(self, tmp_path, shear, qform):
+        affine = np.array([[0.7, 0.7 * shear, 0, -90], [0, 0.7, 0, 40], [0, 0, 1.5, 3], [0, 0, 0, 1]])
+        array = np.zeros((256, 256, 8), np.uint8)
+        write_image(tmp_path / "a.nii.gz", array, Volume(array, affine))
+        np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").affine, affine, atol=1e-5)
+        header = nib.load(tmp_path / "a.nii.gz").header
+        assert (int(header["qform_code"]), int(header["sform_code"])) == (qform, 1)
+
     def test_reading_changes_no_input(self, tmp_path, make_volume, fingerprints):
         make_volume(tmp_path / "a.nii.gz", _ramp(), AFFINE)
         make_volume(tmp_path / "b.nii", _ramp(dtype=np.uint8), AFFINE)

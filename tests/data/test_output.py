@@ -123,6 +123,19 @@ def test_an_nrrd_without_a_space_is_noted_and_keeps_its_spacings(tmp_path):
     assert read_image(tmp_path / "b.nrrd").affine.tobytes() == scan.affine.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("sizes", "spacing"),
+    [("ElementSize = 0.5 0.6 2", (0.5, 0.6, 2)), ("ElementSize = 1 1 1\nElementSpacing = 3 4 5", (3, 4, 5))],
+)
+def test_a_metaimages_element_size_is_its_spacing_where_there_is_no_other(tmp_path, sizes, spacing):
+    text = f"ObjectType = Image\nNDims = 3\nBinaryData = True\n{sizes}\nDimSize = 5 6 7\nElementType = MET_UCHAR\n"
+    (tmp_path / "a.mha").write_bytes(f"{text}ElementDataFile = LOCAL\n".encode() + LABELS.tobytes(order="F"))
+    scan = read_image(tmp_path / "a.mha")
+    write_labels(tmp_path / "b.mha", LABELS, scan)
+    assert sitk.ReadImage(str(tmp_path / "b.mha")).GetSpacing() == spacing
+    assert read_image(tmp_path / "b.mha").affine.tobytes() == scan.affine.tobytes()
+
+
 @pytest.mark.parametrize(("dtype", "kept"), [(np.uint8, "uint8"), (np.int16, "int16"), (np.uint16, "int32")])
 def test_mgh_takes_the_smallest_of_its_types(tmp_path, dtype, kept):
     write_labels(tmp_path / "a.mgz", LABELS.astype(dtype), Volume(LABELS, _affine()))
