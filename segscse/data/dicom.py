@@ -33,6 +33,7 @@ class Slice:
         spacing: mm between columns and between rows.
         shape: columns and rows.
         thickness: mm, or None.
+        pixel: SimpleITK's number of the type that voxels are read in.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Slice:
     spacing: tuple[float, float]
     shape: tuple[int, int]
     thickness: float | None
+    pixel: int
 
 
 def is_series(folder: str | Path) -> bool:
@@ -68,11 +70,40 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[Path, ...],
     slices.sort(key=lambda one: float(one.position @ normal))
     step, notes = _step(slices, normal, folder)
     array = np.stack([_pixels(one) for one in slices], axis=-1)
+    return array, _affine(slices[0], step), tuple(one.path for one in slices), notes
+
+
+def peek_series(folder: Path) -> tuple[tuple[int, ...], np.ndarray, int] | None:
+    """Return about what shape `(X, Y, Z)`, affine (RAS mm) and bytes a voxel a series has, by its first few files.
+
+    Every file counts as a slice, and slices lie as close as those of the first few files do, or as they are thick.
+
+    Returns:
+        None where these files do not tell; reading the series will say why.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    try:
+        paths = [path for path in _files(folder) if _seems_dicom(path)]
+        slices = [_describe(path) for path in paths[:LOOKED_AT]]
+        itemsize = sitk.GetArrayViewFromImage(sitk.Image([1, 1], slices[0].pixel)).itemsize
+    except (InputError, RuntimeError, IndexError):
+        return None
+    first, thickness = slices[0], slices[0].thickness
+    if not thickness or len({one.series for one in slices}) > 1:
+        return None
+    normal = np.cross(*first.axes)
+    gaps = np.diff(np.sort([float(one.position @ normal) for one in slices]))
+    return (*first.shape, len(paths)), _affine(first, normal * min([thickness, *gaps])), itemsize
+
+
+def _affine(first: Slice, step: np.ndarray) -> np.ndarray:
+    """Return the affine (RAS mm) of slices that lie `step` (LPS mm) apart."""
     affine = np.eye(4)
-    affine[:3, :2] = slices[0].axes.T * slices[0].spacing
+    affine[:3, :2] = first.axes.T * first.spacing
     affine[:3, 2] = step
-    affine[:3, 3] = slices[0].position
-    return array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, tuple(one.path for one in slices), notes
+    affine[:3, 3] = first.position
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
 def _files(folder: Path) -> list[Path]:
@@ -125,6 +156,7 @@ def _describe(path: Path) -> Slice:
             spacing=(columns_apart, rows_apart),
             shape=(int(tags["columns"]), int(tags["rows"])),
             thickness=float(tags["thickness"]) if tags.get("thickness") else None,
+            pixel=int(reader.GetPixelIDValue()),
         )
     except (KeyError, ValueError) as error:
         missing = error.args[0] if isinstance(error, KeyError) else str(error)

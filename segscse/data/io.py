@@ -289,7 +289,12 @@ def _read_sitk(path: Path) -> Volume:
         raise InputError(f"must be 3D, got {image.GetDimension()}D", file=path, remedy="Split or squeeze it")
     array = sitk.GetArrayFromImage(image)
     array = array.transpose(2, 1, 0, *range(3, array.ndim))
+    return Volume(array, itk_affine(image), header, path, header.notes)
+
+
+def itk_affine(image: Any) -> np.ndarray:
+    """Return the RAS affine `(4, 4)` of a 3D `SimpleITK.Image`, or of a reader that has read a header."""
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    return Volume(array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, header, path, header.notes)
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine

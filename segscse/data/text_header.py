@@ -78,16 +78,18 @@ def read_text_header(path: Path) -> TextHeader:
     return header
 
 
-def detached_voxels(path: Path) -> Path | None:
-    """Return the second file, with the voxels, of an NRRD or a MetaImage; None of one in a single file.
-
-    None of a header that cannot be understood, too: reading it says why.
-    """
+def peek_text_header(path: Path) -> TextHeader | None:
+    """Return a header whose voxels are not looked at; None of one that cannot be understood: reading it says why."""
     try:
-        data = _parsed(path).data[0]
+        return _parsed(path)
     except (InputError, OSError):
         return None
-    return None if data == path else data
+
+
+def detached_voxels(path: Path) -> Path | None:
+    """Return the second file, with the voxels, of an NRRD or a MetaImage; None of one in a single file."""
+    header = peek_text_header(path)
+    return None if header is None or header.data[0] == path else header.data[0]
 
 
 def write_nrrd(path: str | Path, array: np.ndarray, geometry: Mapping[str, str]) -> None:

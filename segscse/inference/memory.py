@@ -12,17 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 
-from segscse.data.container import MOST_PACKED
 from segscse.data.geometry import affine_problem, canonical_grid, spacing_of
-from segscse.data.io import NIBABEL_SUFFIXES, UNREADABLE, as_labels, image_suffix
+from segscse.data.io import as_labels
 from segscse.data.network_grid import network_shape
-from segscse.data.nifti_header import peek_header
+from segscse.data.peek import peek_scan
 from segscse.errors import InputError
 from segscse.inference.engines import TorchEngine
 from segscse.inference.postprocess import BYTES_TO_FIND_PIECES
@@ -37,6 +34,8 @@ OPAQUE_MAPS = 96
 OVERHEAD = 1.25
 # Measured peaks beyond the program's lie above this share of the estimate.
 LEAST = 0.5
+# Maps beyond this size are drawn in a file and not in memory.
+MAP_BYTES = 2**28
 # Best compression of a label map in which hardly anything lies, and a usual one.
 LEAST_PACKED, USUALLY_PACKED = 1000, 20
 DISK_REMEDY = "Free disk space, choose another --out, or predict without --probabilities and --uncertainty"
@@ -67,7 +66,7 @@ class Estimate:
         image: on the network's grid.
         slab: logits of the rows that are open.
         activations: of the network, for one batch of windows.
-        labels: label map and class numbers.
+        labels: label map, class numbers, and the maps beside them that are not drawn in a file.
         batch_size: windows a network call.
         overlapped: whether the next case is read, and the last one written, while the network runs.
     """
@@ -108,39 +107,19 @@ def parse_bytes(text: str) -> int:
 
 
 def scan_size(files: Sequence[Path]) -> ScanSize | None:
-    """Return the size of a case from the headers of its NIfTI or MGH files; None where a header does not tell."""
+    """Return the size of a case from the headers of its files; None where a header does not tell."""
     itemsize, shape, affine = 0, None, np.eye(4)
     for file in files:
-        if image_suffix(file) not in NIBABEL_SUFFIXES:
-            return None
-        header = _header_of(file)
+        header = peek_scan(file)
         if header is None:
             return None  # reading it will say why
-        sizes, affine, size, scaled = header
-        shape = (*sizes, 1, 1, 1)[:3]
+        shape, affine = (*header.shape, 1, 1, 1)[:3], header.affine
         # Read, unpacked and as an array at once; scaled voxels come in 64 bits.
-        itemsize += (2 * size + (8 if scaled else 0)) * prod(sizes[3:])
+        itemsize += (2 * header.itemsize + (8 if header.scaled else 0)) * prod(header.shape[3:])
     if shape is None or min(shape) < 1 or affine_problem(affine):
         return None
     canonical, turned = canonical_grid(shape, affine)
     return ScanSize(canonical, spacing_of(turned), itemsize)
-
-
-def _header_of(file: Path) -> tuple[tuple[int, ...], np.ndarray, int, bool] | None:
-    """Return shape, affine, bytes a voxel and whether voxels are scaled, by a file's header; None if it has none."""
-    try:
-        if image_suffix(file) in (".mgh", ".mgz"):
-            image: Any = nib.load(file)
-            size = image.get_data_dtype().itemsize
-            believable = prod(image.shape) * size <= MOST_PACKED * file.stat().st_size
-            return (image.shape, image.affine, size, False) if believable else None
-        if (header := peek_header(file)) is None:
-            return None
-        scaled = header.get_slope_inter() not in ((None, None), (1.0, 0.0))
-        shape = tuple(int(size) for size in header.get_data_shape())
-        return shape, header.get_best_affine(), header.get_data_dtype().itemsize, scaled
-    except UNREADABLE:
-        return None
 
 
 def estimate(
@@ -173,13 +152,14 @@ def estimate(
     reading = max(scan.itemsize * voxels, scan.itemsize * voxels // 2 + max(2 * voxels, 2 * resampled))
     pieces = BYTES_TO_FIND_PIECES if shared_steps(members) else 0
     batch = options.batch_size or max(member.plan.batch_size for member in members)
+    maps = sum(size for size in _map_bytes(options, members, voxels) if size <= MAP_BYTES)
     return Estimate(
         program=program,
         reading=reading,
         image=sum(4 * (n_channels + 2) * prod(shape) for shape in grids.values()),
         slab=sum(int(1.3 * sweep.slab_voxels * (n_classes + 1) * 4) for sweep in sweeps),
         activations=batch * a_window,
-        labels=(label_bytes + pieces) * voxels + sum(2 * prod(shape) for shape in shapes),
+        labels=(label_bytes + pieces) * voxels + maps + sum(2 * prod(shape) for shape in shapes),
         batch_size=batch,
         overlapped=overlapped,
     )
@@ -220,7 +200,6 @@ def require_room(
     options: Options,
     out: Path,
     *,
-    scratch_from: int,
     fitting: Callable[[int], Estimate | None],
 ) -> list[str]:
     """Refuse a prediction that cannot fit into memory, or its files onto the disk, before anything is written.
@@ -231,7 +210,6 @@ def require_room(
         members: the networks.
         options: of the prediction.
         out: where the files go.
-        scratch_from: maps of more bytes are drawn in a file beside the outputs.
         fitting: the estimate with the settings that stay under a limit; raises `InputError` where none do.
 
     Returns:
@@ -254,7 +232,7 @@ def require_room(
     label = as_labels(np.array(members[0].plan.label_ids)).itemsize
     voxels = [prod(scan.shape) for scan in scans]
     maps = _map_bytes(options, members, max(voxels, default=0))
-    scratch = sum(size for size in maps if size > scratch_from)
+    scratch = sum(size for size in maps if size > MAP_BYTES)
     packed = label * sum(voxels) + sum(sum(_map_bytes(options, members, one)) for one in voxels)
     warnings = (
         require_memory("the largest case", least, likely, remedy),

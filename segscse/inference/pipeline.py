@@ -28,11 +28,11 @@ from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.files import digest, only_writer, remove_leftovers, temporary_path
 from segscse.inference.ahead import ahead
 from segscse.inference.manifest import Manifest, digests, merge_parts
-from segscse.inference.memory import window_bytes
+from segscse.inference.memory import MAP_BYTES, window_bytes
 from segscse.inference.outcome import Failure, Outcome, together
 from segscse.inference.predictor import Segmenter
 from segscse.inference.quality import write_quality
-from segscse.inference.room import MAP_BYTES, Room, file_bytes, sizes
+from segscse.inference.room import Room, file_bytes, sizes
 from segscse.inference.segment import Options, Segmentation, segment
 from segscse.limits import require_disk
 from segscse.ranks import ALONE, Group
@@ -118,10 +118,9 @@ def predict_files(
             for line in room.told(scans, outcome.memory, out):
                 if say is not None:
                     say(line)
-            options = replace(options, batch_size=outcome.memory.batch_size)
-            room = replace(room, options=options)
+        room = room.begin(outcome.memory)
         part = group.rank if group.world > 1 else None
-        run = _Run(model, _dealt(cases, group), out, options, form, resume, room, outcome, progress, part)
+        run = _Run(model, _dealt(cases, group), out, form, resume, room, outcome, progress, part)
         with _stoppable(outcome, out):
             run.all()
         outcomes = group.gather(outcome)
@@ -149,7 +148,6 @@ class _Run:
         model: Segmenter,
         cases: Mapping[str, Sequence[Path]],
         out: Path,
-        options: Options,
         form: OutputFormat,
         resume: bool,
         room: Room,
@@ -160,19 +158,18 @@ class _Run:
         self.model = model
         self.cases = cases
         self.out = out
-        self.options = options
         self.form = form
         self.resume = resume
         self.room = room
         self.outcome = outcome
         self.progress = progress
-        self.manifest = Manifest(out, _key(model, options, form), part)
+        self.manifest = Manifest(out, _key(model, room.options, form), part)
         self.alone = part is None
         self.done = 0
 
     def all(self) -> None:
         """Take every case through reading, network and writing; leave a manifest of what is whole in any event."""
-        overlapped = self.outcome.memory is None or self.outcome.memory.overlapped
+        overlapped = self.room.several
         cases = ahead(self.read_all()) if overlapped else self.read_all()
         writing: Future[None] | None = None
         with ThreadPoolExecutor(1) as writer, closing(cases):
@@ -218,11 +215,10 @@ class _Run:
                 raise case.error
             source = case.prepared[0].source
             self.outcome.warnings += [(str(source.path or case.name), note) for note in source.notes]
-            self.room.check(source)
             made = segment(
                 self.model.members,
                 case.prepared,
-                self.options,
+                replace(self.room.options, batch_size=self.room.batch_size(source)),
                 allocate=partial(_map_of_bytes, self.out, scratch),
                 advance=self._moved,
             )

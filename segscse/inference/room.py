@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
 from segscse.data.geometry import canonical_grid, spacing_of
-from segscse.data.io import Volume
+from segscse.data.io import Volume, image_suffix
+from segscse.data.text_header import detached_voxels
 from segscse.inference.memory import (
     Estimate,
     ScanSize,
@@ -21,8 +22,6 @@ from segscse.inference.predictor import Segmenter
 from segscse.inference.segment import Options
 from segscse.limits import resident_bytes
 
-# Maps beyond this size are drawn in a file and not in memory.
-MAP_BYTES = 2**28
 # Of so many of the largest files the headers are read to know the memory beforehand.
 HEADERS = 16
 
@@ -35,8 +34,9 @@ class Room:
         model: its members work one after another.
         options: of the prediction; a batch size of None stands for the plan's.
         limit: bytes; None for none.
-        several: whether there is more than one case.
+        several: whether cases may be read and written beside the network: there is more than one, and room for it.
         window: bytes a window takes in the network that takes most; see `window_bytes`.
+        program: bytes that the process holds before the first case.
     """
 
     model: Segmenter
@@ -44,6 +44,7 @@ class Room:
     limit: int | None
     several: bool
     window: int
+    program: int = field(default_factory=lambda: resident_bytes())
 
     def fitted(self, scan: ScanSize) -> Estimate:
         """Return a case's estimate with the largest settings that stay under the limit.
@@ -51,12 +52,11 @@ class Room:
         Raises:
             InputError: there are none; says what limit would do.
         """
-        program = resident_bytes()
 
         def make(batch_size: int, overlapped: bool) -> Estimate:
             chosen = replace(self.options, batch_size=batch_size)
             return estimate(
-                scan, self.model.members, chosen, program=program, a_window=self.window, overlapped=overlapped
+                scan, self.model.members, chosen, program=self.program, a_window=self.window, overlapped=overlapped
             )
 
         batch = self.options.batch_size or max(member.plan.batch_size for member in self.model.members)
@@ -86,22 +86,30 @@ class Room:
         def fitting(limit: int) -> Estimate | None:
             return replace(self, limit=limit).largest(scans)
 
-        warnings = require_room(
-            found, scans, self.model.members, self.options, out, scratch_from=MAP_BYTES, fitting=fitting
-        )
+        warnings = require_room(found, scans, self.model.members, self.options, out, fitting=fitting)
         return [f"memory: at most about {found}", *(f"warning: {text}" for text in warnings)]
 
-    def check(self, source: Volume) -> None:
-        """Refuse a scan that does not fit: its header may not have told, or it is not among the largest files.
+    def begin(self, found: Estimate | None) -> Room:
+        """Return the room with the settings of the largest case; with a limit and none known, one case at a time."""
+        if found is None:
+            return replace(self, several=self.several and self.limit is None)
+        return replace(self, several=found.overlapped, options=replace(self.options, batch_size=found.batch_size))
+
+    def batch_size(self, source: Volume) -> int | None:
+        """Return how many windows a call fit with a scan that is read; None for the plan's number.
+
+        Its header may not have told, or it is not among the largest files.
 
         Raises:
             InputError: no setting keeps it under the limit.
         """
         if self.limit is None:
-            return
+            return self.options.batch_size
         shape, affine = canonical_grid(source.array.shape, source.affine)
         itemsize = 2 * source.array.dtype.itemsize * prod(source.array.shape[3:])
-        self.fitted(ScanSize(shape, spacing_of(affine), itemsize))
+        found = self.fitted(ScanSize(shape, spacing_of(affine), itemsize))
+        # The next scan is being read already, although this one has no room beside it: nothing but a window is left.
+        return found.batch_size if found.overlapped == self.several else 1
 
 
 def sizes(cases: Mapping[str, Sequence[Path]]) -> list[ScanSize]:
@@ -117,6 +125,9 @@ def file_bytes(files: Sequence[Path]) -> int:
 
 def _size(file: Path) -> int:
     try:
-        return file.stat().st_size
+        if file.is_dir():
+            return sum(part.stat().st_size for part in file.iterdir())
+        voxels = detached_voxels(file) if image_suffix(file) in (".nhdr", ".mhd") else None
+        return (file if voxels is None else voxels).stat().st_size
     except OSError:
         return 0

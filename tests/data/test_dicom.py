@@ -5,12 +5,13 @@ import pytest
 import SimpleITK as sitk  # noqa: N813, the field's idiom
 
 from segscse.cli import run
-from segscse.data.dicom import is_series
+from segscse.data.dicom import is_series, peek_series
 from segscse.data.dicom_seg import _segment_numbers
 from segscse.data.index import find_inputs, open_dataset
 from segscse.data.io import list_images, read_image, write_image
 from segscse.data.output import output_suffix, write_labels
 from segscse.errors import InputError
+from segscse.inference.memory import scan_size
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
@@ -91,6 +92,37 @@ def test_a_single_slice_is_as_deep_as_it_is_thick(tmp_path):
     assert volume.array.shape == (7, 9, 1)
     assert abs(volume.affine[2, 2]) == 2.5
     assert volume.notes == ("a single slice; its thickness stands for the slice distance",)
+
+
+class TestPeeking:
+    """The size of a series by a few of its headers."""
+
+    @pytest.mark.parametrize("axes", [FLAT, TILT])
+    def test_is_that_of_the_volume_where_names_follow_places(self, tmp_path, axes):
+        scan = read_image(_series(tmp_path / "scan", axes=axes, shuffle=False))
+        shape, affine, itemsize = peek_series(tmp_path / "scan")
+        assert (shape, itemsize) == (scan.array.shape, scan.array.dtype.itemsize)
+        np.testing.assert_allclose(affine, scan.affine, atol=1e-6)
+
+    def test_slices_are_no_further_apart_than_they_are_thick(self, tmp_path):
+        for number, place in enumerate((0, 60, 20, 80, 40, 10, 30, 50, 70)):
+            _slice(tmp_path / "scan", number, (0, 0, place), SliceThickness="12.5")
+        shape, affine, _ = peek_series(tmp_path / "scan")
+        assert shape == (7, 9, 9)
+        assert abs(affine[2, 2]) == 12.5
+        assert scan_size([tmp_path / "scan"]).spacing_mm == (0.4, 0.7, 12.5)
+
+    def test_scaled_voxels_take_what_itk_makes_of_them(self, tmp_path):
+        _slice(tmp_path / "pet", 0, (0, 0, 0), RescaleSlope="0.5")
+        assert peek_series(tmp_path / "pet")[2] == read_image(tmp_path / "pet").array.dtype.itemsize == 8
+
+    def test_is_unknown_where_they_do_not_tell(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        _slice(tmp_path / "thin", 0, (0, 0, 0), SliceThickness=None)
+        for number in range(2):
+            _slice(tmp_path / "two", number, (0, 0, number), series=f"1.2.{number}")
+            _slice(tmp_path / "again", number, (0, 0, 0))
+        assert [scan_size([tmp_path / name]) for name in ("empty", "thin", "two", "again")] == [None] * 4
 
 
 class TestRefusals:

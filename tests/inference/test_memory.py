@@ -1,11 +1,13 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813, the field's idiom
 import torch
 from tiny import tiny_config, tiny_plan
 from volumes import write_volume
 
 from segscse.errors import InputError
+from segscse.inference import memory
 from segscse.inference.engines import Engine
 from segscse.inference.memory import (
     OVERHEAD,
@@ -18,6 +20,7 @@ from segscse.inference.memory import (
     window_bytes,
 )
 from segscse.inference.predictor import Predictor
+from segscse.inference.room import file_bytes
 from segscse.inference.segment import Options
 from segscse.nets.build import build_unet, network_arguments
 
@@ -56,6 +59,25 @@ class TestScanSize:
         nib.save(image, tmp_path / "a.nii")
         assert scan_size([tmp_path / "a.nii"]).itemsize == 4 + 8
 
+    @pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nhdr", "a.mhd"])
+    def test_is_read_from_text_headers_with_the_geometry_that_itk_reads(self, tmp_path, name):
+        image = sitk.GetImageFromArray(np.zeros((6, 5, 4), np.int16))
+        image.SetSpacing((1.0, 2.0, 3.0))
+        image.SetDirection((0, 0, -1, 1, 0, 0, 0, 1, 0))
+        sitk.WriteImage(image, str(tmp_path / name))
+        assert scan_size([tmp_path / name]) == ScanSize((6, 4, 5), (3.0, 1.0, 2.0), 4)
+        coloured = sitk.GetImageFromArray(np.zeros((6, 5, 4, 3), np.float32), isVector=True)
+        sitk.WriteImage(coloured, str(tmp_path / name))
+        assert scan_size([tmp_path / name]) == ScanSize((4, 5, 6), (1.0, 1.0, 1.0), 24)
+
+    @pytest.mark.parametrize(("name", "sizes"), [("a.nrrd", b"sizes: "), ("a.mha", b"DimSize = ")])
+    def test_is_not_what_a_file_cannot_hold(self, tmp_path, name, sizes):
+        sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 5, 4), np.uint8)), str(tmp_path / name), True)
+        content = (tmp_path / name).read_bytes()
+        assert sizes + b"4 5 6" in content
+        (tmp_path / name).write_bytes(content.replace(sizes + b"4 5 6", sizes + b"2000 2000 2000"))
+        assert scan_size([tmp_path / name]) is None
+
     def test_is_unknown_where_the_header_does_not_tell(self, tmp_path):
         (tmp_path / "a.nii.gz").write_bytes(b"no image")
         singular = write_volume(tmp_path / "c.nii", np.zeros((4, 4, 4)), np.eye(4), qform=0)
@@ -63,6 +85,17 @@ class TestScanSize:
         singular.write_bytes(content[:280] + bytes(16) + content[296:])  # the first row of the sform
         for name in ("a.nii.gz", "b.nrrd", "c.nii", "d.nii"):
             assert scan_size([tmp_path / name]) is None
+
+
+def test_the_bytes_of_a_case_are_those_of_its_voxels_wherever_they_lie(tmp_path):
+    (tmp_path / "series").mkdir()
+    for number in range(3):
+        (tmp_path / "series" / f"{number}.dcm").write_bytes(b"\0" * 100)
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 5, 4), np.uint8)), str(tmp_path / "a.mhd"))
+    (tmp_path / "b.nii").write_bytes(b"\0" * 7)
+    files = [tmp_path / name for name in ("series", "a.mhd", "b.nii", "none.nii")]
+    assert [file_bytes([file]) for file in files] == [300, 120, 7, 0]
+    assert file_bytes(files) == 427
 
 
 class Opaque(Engine):
@@ -102,12 +135,12 @@ class TestWindow:
 
 
 class TestEstimate:
-    def _made(self, shape, labels=3, batch=2, postprocessing=()):
+    def _made(self, shape, labels=3, batch=2, postprocessing=(), **maps):
         plan = {"labels": tuple((number, f"l{number}") for number in range(labels))}
         predictor = _predictor(torch.nn.Conv3d(1, labels, 1), **plan)
         predictor.postprocessing = postprocessing
         scan = ScanSize(shape, (1.0, 1.0, 1.0), 4)
-        options = Options(batch_size=batch)
+        options = Options(batch_size=batch, **maps)
         return estimate(scan, [predictor], options, program=100, a_window=1000, overlapped=False)
 
     def test_the_slab_does_not_grow_with_the_length_of_the_volume(self):
@@ -124,6 +157,13 @@ class TestEstimate:
     def test_finding_pieces_takes_memory_for_every_voxel(self):
         plain, pieces = self._made((64, 64, 100)), self._made((64, 64, 100), postprocessing=("largest_component:1",))
         assert pieces.labels - plain.labels == 6 * 64 * 64 * 100
+
+    def test_maps_count_as_far_as_they_are_in_memory(self, monkeypatch):
+        voxels = 64 * 64 * 100
+        plain, both = self._made((64, 64, 100)), {"probabilities": True, "uncertainty": True}
+        assert self._made((64, 64, 100), **both).labels - plain.labels == (3 + 1) * voxels
+        monkeypatch.setattr(memory, "MAP_BYTES", 3 * voxels - 1)  # the probabilities are drawn in a file
+        assert self._made((64, 64, 100), **both).labels - plain.labels == voxels
 
     def test_overlapping_adds_a_case_to_read_and_one_to_write(self):
         values = {"program": 1, "reading": 20, "image": 300, "slab": 4000, "activations": 50_000, "labels": 600_000}
