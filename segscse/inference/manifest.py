@@ -28,9 +28,9 @@ MAX_BYTES = 2**30  # a million cases; one that is too large would mean that all 
 class Manifest:
     """The cases of an output folder: digests of inputs and outputs, and a key of model and settings.
 
-    Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry. `failures`
-    are those of the last run: why each case has no label map. Processes that share a folder's cases write a file each,
-    with their own cases, which `merge_parts` brings together.
+    Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry, one that fails
+    loses it. `failures` are those of the last run: why each case has no label map. Processes that share a folder's
+    cases write a file each, with their own cases, which `merge_parts` brings together.
 
     Args:
         folder: the output folder.

@@ -53,13 +53,15 @@ class TestUnexpectedErrors:
     @pytest.mark.parametrize("error", [AttributeError("no such tag"), OSError(28, "disk full"), Exception("odd")])
     def test_fail_alone_with_the_name_of_their_type(self, scans, out, monkeypatch, caplog, stage, error):
         caplog.set_level("DEBUG", logger=pipeline.__name__)
-        outcome = predict_files(self._model(stage, error, monkeypatch), [scans], out)
+        model, options = self._model(stage, error, monkeypatch), Options(uncertainty=True)
+        outcome = predict_files(model, [scans], out, options=options)
         reason = f"{type(error).__name__}: {error}"
         assert [(failure.case, failure.reason) for failure in outcome.failures] == [("scan_1", reason)]
         manifest = json.loads((out / "predictions.json").read_text())
         assert list(manifest["cases"]) == ["scan_0", "scan_2"]
         assert manifest["failures"] == {"scan_1": reason}
-        assert _names(out) == {"scan_0.nii.gz", "scan_2.nii.gz", *SIDE_FILES}
+        names = {"scan_0.nii.gz", "scan_2.nii.gz"}
+        assert _names(out) == {*names, *(f"uncertainty/{name}" for name in names), *SIDE_FILES}
         assert [record.exc_info[1] for record in caplog.records] == [error]
 
     @pytest.mark.parametrize("stage", ["reading", "network", "writing"])
