@@ -16,7 +16,7 @@ from segscse.data.prepare import plan_dataset
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.tables import load_provenance
 from segscse.files import write_json
-from segscse.inference.predictor import load
+from segscse.inference.predictor import load_one
 from segscse.ranks import ALONE, Group
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
@@ -114,7 +114,7 @@ def validate_run(
     held_out = set(run.split.validation)
     cases = {case.id: case for case in run.planned.index.cases if case.id in held_out}
     folder = run.folder / "validation"
-    predictor = load(run.folder, device=device)
+    predictor = load_one(run.folder, device=device)
     predictor.postprocessing = ()  # a cross-validation decides about it by these predictions
     predictions = {name: folder / "predictions" / f"{name}.nii.gz" for name in cases}
     mine, seconds = group.share(list(cases)), {}

@@ -64,8 +64,3 @@ def read_tolerance(text: str) -> float | dict[int, float]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{flag} must be a number of mm, or label=mm separated by commas, got {text!r}") from error
-
-
-def read_engine(name: str) -> str:
-    """Return an engine's name; a format's name stands for what runs it."""
-    return "onnxruntime" if name == "onnx" else name

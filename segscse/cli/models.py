@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from segscse.cli.flags import read_engine, read_fold
+from segscse.cli.flags import read_fold
 from segscse.cli.options import Configs, Device, Devices, Engine, ExportEngine, Labels, Nodes
 from segscse.cli.terminal import make_console, say, say_outcome, say_scores, show_bar
 from segscse.config import ExperimentConfig, FlatConfig, load_config
@@ -152,7 +152,8 @@ def predict(
     earlier run made of a case that fails now is removed.
 
     Args:
-        model: Run folder or model folder.
+        model: Run folder or model folder; the folder of a cross-validation stands for the models of its folds, whose
+            probabilities are averaged.
         inputs: Images, DICOM series folders, folders of either, or CSV files (case,image[,image2...]).
         out: Folder for the label maps, <case>.nii.gz.
         ensemble: A further run or model whose probabilities are averaged with the first's; may be given repeatedly.
@@ -174,21 +175,21 @@ def predict(
     ranks = require_processes(devices, nodes)
     from segscse.inference.memory import parse_bytes
     from segscse.inference.pipeline import predict_files
-    from segscse.inference.predictor import Ensemble, load
+    from segscse.inference.predictor import load
     from segscse.inference.segment import Options
 
     limit = None if memory is None else parse_bytes(memory)
-    folders = (model, *(ensemble or ()))
     options = Options(probabilities=probabilities, uncertainty=uncertainty, foreground_only=foreground_only)
     speak = say if ranks.rank == 0 else _silent
     with joined(ranks) as group, show_bar(make_console(quiet=ranks.rank > 0), "predicting") as progress:
         # The engines take the threads that joining leaves to this process.
-        models = [load(folder, device=device, engine=read_engine(engine), mirror=tta) for folder in folders]
-        for one in models:
+        predictor = load(model, *(ensemble or ()), device=device, engine=engine, mirror=tta)
+        if len(predictor.members) > 1:
+            speak(f"{len(predictor.members)} models, whose probabilities are averaged")
+        for one in predictor.members:
             speak(f"engine: {one.chosen}")
             if tta and not one.plan.mirror_axes:
                 speak(f"--tta changes nothing: {one.folder} was trained without mirroring")
-        predictor = models[0] if len(models) == 1 else Ensemble(models)
         outcome = predict_files(
             predictor,
             inputs,
@@ -230,7 +231,7 @@ def export(
     """
     from segscse.inference.export import export_model
 
-    engines = [read_engine(name) for name in engine or ["openvino"]]
+    engines = engine or ["openvino"]
     with show_bar(make_console(), "reading") as progress:
         exported = export_model(
             model, out, engines=engines, precision=precision, calibrate=calibrate or (), progress=progress

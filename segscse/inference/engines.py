@@ -19,6 +19,8 @@ PACKAGES: dict[str, str] = {"torch": "torch", "openvino": "openvino", "onnxrunti
 """Engine to the package that it needs."""
 EXTRAS: dict[str, str] = {"openvino": "openvino", "onnxruntime": "onnx", "onnxscript": "onnx", "nncf": "int8"}
 """Package to the extra of segscse that brings it."""
+FORMATS = {"onnx": "onnxruntime"}
+"""A graph's format, where that has another name, to the engine that runs it."""
 OPENVINO_TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from segscse.errors import InputError
+from segscse.errors import InputError, choose
 from segscse.files import atomic_folder, atomic_path
 from segscse.inference.convert import to_onnx, to_openvino
-from segscse.inference.engines import Engine, OnnxRuntimeEngine, OpenVinoEngine, require
+from segscse.inference.engines import FORMATS, Engine, OnnxRuntimeEngine, OpenVinoEngine, require
 from segscse.inference.model_folder import ExportedGraph, ModelFolder, load_model, save_model
 from segscse.inference.parity import MADE_UP, Parity, compare, probe_windows
 from segscse.inference.select import build_network, reference_engine, trained_precision
@@ -39,7 +39,7 @@ def export_model(
     Args:
         run: a run folder or a model folder.
         out: the new folder; must not exist, or be empty.
-        engines: `openvino`, `onnxruntime`, or both.
+        engines: `openvino`, `onnxruntime` (also `onnx`), or both.
         precision: of OpenVINO: `fp32`; `bf16`, which means half precision where the hardware has it; `int8`, which
             needs `calibrate`; `auto` is bf16 unless the model was made to be fp32. ONNX is always fp32.
         calibrate: scans to calibrate int8 with, and to compare on.
@@ -53,6 +53,7 @@ def export_model(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("exists already", file=out, remedy="Give another folder with --out")
+    engines = [FORMATS.get(engine, engine) for engine in engines]
     _check(engines, precision, calibrate)
     _require_room(model, out, len(engines), precision)
     chosen = "fp32" if precision == "auto" and trained_precision(model.provenance) == "fp32" else precision
@@ -79,6 +80,8 @@ def _check(engines: Sequence[str], precision: str, calibrate: Sequence[Path]) ->
         raise InputError(f"ONNX Runtime computes in fp32 here, not in {precision}", remedy="Add --engine openvino")
     needed = {"openvino": ["openvino"], "onnxruntime": ["onnxruntime", "onnxscript"]}
     for engine in engines:
+        if engine not in needed:
+            raise choose("engine", engine, needed)
         for package in needed[engine] + (["nncf"] if (engine, precision) == ("openvino", "int8") else []):
             require(package)
 

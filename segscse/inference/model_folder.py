@@ -125,6 +125,16 @@ def find_model(path: str | Path) -> Path:
     )
 
 
+def find_members(path: str | Path) -> list[Path]:
+    """Return the folders of the models that a folder stands for: its own, or those of a cross-validation's folds.
+
+    Raises:
+        InputError: neither.
+    """
+    folds = [fold / "model" for fold in sorted(Path(path).glob("fold*")) if (fold / "model" / "model.json").is_file()]
+    return folds or [find_model(path)]
+
+
 def load_model(path: str | Path) -> ModelFolder:
     """Read a model folder, or a run folder's model, after comparing every file with its checksum.
 

@@ -16,7 +16,7 @@ from segscse.errors import InputError
 from segscse.hardware import pick_precision
 from segscse.inference.engines import Engine, TorchEngine
 from segscse.inference.manifest import folder_digest
-from segscse.inference.model_folder import load_model
+from segscse.inference.model_folder import find_members, load_model
 from segscse.inference.remembered import Trial
 from segscse.inference.segment import Member, Options, Segmentation, segment
 from segscse.inference.select import describe, load_engine, trained_precision
@@ -115,7 +115,7 @@ class Predictor(Segmenter):
         postprocessing: Sequence[str] = (),
     ) -> None:
         self.plan = plan
-        self.members = (self,)
+        self.members: tuple[Predictor, ...] = (self,)
         self.folder = folder
         self.provenance = provenance
         if not isinstance(network, Engine):
@@ -189,31 +189,32 @@ class Ensemble(Segmenter):
                         remedy="Give models that were trained for the same task",
                     )
         super().__init__(members)
+        self.members: tuple[Predictor, ...] = tuple(members)
 
 
-def load_ensemble(
-    paths: Sequence[str | Path], *, device: str = "auto", engine: str = "auto", mirror: bool = False
-) -> Ensemble:
-    """Load several models as one whose probabilities are averaged; arguments as for `load`.
-
-    Raises:
-        InputError: as `load`, or the models differ in labels or channels.
-    """
-    return Ensemble([load(path, device=device, engine=engine, mirror=mirror) for path in paths])
-
-
-def load(path: str | Path, *, device: str = "auto", engine: str = "auto", mirror: bool = False) -> Predictor:
+def load(
+    path: str | Path, *more: str | Path, device: str = "auto", engine: str = "auto", mirror: bool = False
+) -> Predictor | Ensemble:
     """Load a model from a run folder or a model folder; reads safetensors, JSON and graphs, executes no code of them.
 
     Args:
-        path: the folder.
+        path: the folder. That of a cross-validation stands for the models of its folds.
+        *more: further folders. The probabilities of several models are averaged.
         device: `auto`, `cpu`, `cuda` or `mps`.
-        engine: `auto`, `torch`, `openvino` or `onnxruntime`; see `segscse.inference.select.load_engine`.
+        engine: `auto`, `torch`, `openvino` or `onnxruntime` (or `onnx`); see `segscse.inference.select.load_engine`.
         mirror: average over mirrored inputs.
 
     Raises:
-        InputError: no model there, its weights do not fit its description, or the engine cannot be used.
+        InputError: no model there, its weights do not fit its description, the engine cannot be used, or the models
+            differ in labels or channels.
     """
+    folders = [member for one in (path, *more) for member in find_members(one)]
+    models = [load_one(folder, device=device, engine=engine, mirror=mirror) for folder in folders]
+    return models[0] if len(models) == 1 else Ensemble(models)
+
+
+def load_one(path: str | Path, *, device: str = "auto", engine: str = "auto", mirror: bool = False) -> Predictor:
+    """Load a single model; arguments and errors as for `load`."""
     model = load_model(path)
     chosen, trials = load_engine(model, engine, device)
     return Predictor(

@@ -13,6 +13,7 @@ from segscse.errors import InputError, choose
 from segscse.hardware import pick_device, pick_precision
 from segscse.inference.engines import (
     EXTRAS,
+    FORMATS,
     PACKAGES,
     Engine,
     OnnxRuntimeEngine,
@@ -35,13 +36,14 @@ def load_engine(model: ModelFolder, name: str, device: str) -> tuple[Engine, tup
 
     Args:
         model: a model folder that was read.
-        name: `torch`; `openvino` or `onnxruntime`: the folder's graph, which its export has verified, or else a graph
-            that is made and verified now; `auto`: PyTorch or one of the folder's graphs.
+        name: `torch`; `openvino` or `onnxruntime` (also `onnx`): the folder's graph, which its export has
+            verified, or else a graph that is made and verified now; `auto`: PyTorch or one of the folder's graphs.
         device: `auto`, `cpu`, `cuda` or `mps`; graphs run on the CPU.
 
     Raises:
         InputError: unknown, not installed, not for this device, or too far from PyTorch.
     """
+    name = FORMATS.get(name, name)
     if name == "auto":
         return _fastest(model, device)
     if name not in PACKAGES:

@@ -1,4 +1,5 @@
 import dataclasses
+from shutil import copytree
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,7 @@ from segscse.data.network_grid import preprocess_array
 from segscse.data.plan import Normalisation
 from segscse.errors import InputError
 from segscse.inference.postprocess import apply_steps
-from segscse.inference.predictor import Ensemble, Predictor, load_ensemble
+from segscse.inference.predictor import Ensemble, Predictor, load
 from segscse.inference.segment import Options, plan_sweeps, segment, shared_steps, wanted_voxels
 
 CPU = torch.device("cpu")
@@ -157,8 +158,18 @@ class TestEnsemble:
 
     def test_is_loaded_from_several_folders(self, trained):
         image = (tiny_case(0)[0], np.eye(4))
-        ensemble = load_ensemble([trained.folder, trained.folder / "model"], device="cpu")
+        ensemble = load(trained.folder, trained.folder / "model", device="cpu")
         np.testing.assert_array_equal(ensemble.predict(image).array, ensemble.members[0].predict(image).array)
+
+    def test_is_the_folder_of_a_cross_validation(self, trained, tmp_path):
+        for fold in ("fold0", "fold1", "fold2"):
+            (tmp_path / fold).mkdir()
+        for fold in ("fold0", "fold2"):  # the one between has not come to a model yet
+            copytree(trained.folder / "model", tmp_path / fold / "model")
+        assert [one.folder for one in load(tmp_path, device="cpu").members] == [
+            tmp_path / "fold0" / "model",
+            tmp_path / "fold2" / "model",
+        ]
 
 
 def test_uncertainty_is_that_of_the_probabilities():
