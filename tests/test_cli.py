@@ -98,7 +98,7 @@ def test_the_whole_chain_from_plan_to_comparison(dataset, config, tmp_path, caps
     assert {path.name for path in (out / "eval").iterdir()} >= {"cases.csv", "summary.json", "report.html"}
     capsys.readouterr()
     assert run(["compare", str(out / "eval"), str(out / "eval" / "cases.csv")]) == 0
-    assert "Foreground: no difference shown." in capsys.readouterr().out
+    assert "Foreground: no difference shown; only 6 cases" in capsys.readouterr().out
     (out / "subjects.csv").write_text("case,subject\n" + "".join(f"case_{i},s{i // 2}\n" for i in range(6)))
     arguments += ["--subjects", str(out / "subjects.csv"), "--model", str(out / "run"), "--no-viewer"]
     assert run(arguments) == 0

@@ -58,6 +58,6 @@ def _spec(position: str, config: AttentionConfig, plan: Plan | None = None) -> l
     options: dict[str, Any] = {}
     if config.reduction is not None and "reduction" in known:
         options["reduction"] = config.reduction
-    if plan is not None and plan.spatial_dims == 3 and "axis" in known:
+    if plan is not None and plan.slice_axis is None and "axis" in known:
         options["axis"] = coarsest_axis(plan.spacing_mm)
     return [name, options]

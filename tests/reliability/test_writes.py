@@ -28,7 +28,7 @@ ALLOWED = {
     ("inference/pipeline.py", "write", "save"): "Segmentation.save, through write_labels",
     ("data/maps.py", "_gzip", "GzipFile"): "around the file that its caller opened within atomic_path",
     ("inference/convert.py", "to_onnx", "export"): "without a path it returns the graph",
-    ("plots.py", "_repr_png_", "savefig"): "into a buffer",
+    ("figures.py", "_repr_png_", "savefig"): "into a buffer",
     ("training/callbacks.py", "_save_checkpoint", "save_checkpoint"): "through WholeCheckpoints",
     ("training/checkpoints.py", "save_checkpoint", "save"): "into a buffer",
     ("inference/pipeline.py", "_map_of_bytes", "memmap"): "a scratch file with a temporary name, removed in the end",
