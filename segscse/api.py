@@ -82,7 +82,8 @@ def train(
         group=group,
     )
     if run.split.validation:
-        validate_run(run, device=chosen.train.device, group=group)
+        device = load_config(run.folder / "config.yaml").train.device  # a resumed run keeps its own
+        validate_run(run, device=device, group=group)
     return run
 
 

@@ -148,8 +148,8 @@ def predict(
 ) -> int:
     """Segment scans; label maps come back on each scan's own grid.
 
-    Beside them go quality.csv, which says which cases to look at first, and predictions.json for --resume. What an
-    earlier run made of a case that fails now is removed.
+    Beside them go quality.csv, which says which cases to look at first, and predictions.json for --resume. What
+    another model made of a case that fails now is removed.
 
     Args:
         model: Run folder or model folder; the folder of a cross-validation stands for the models of its folds, whose

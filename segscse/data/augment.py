@@ -17,7 +17,6 @@ from segscse.config import AugmentConfig
 from segscse.data.plan import ANISOTROPY, Plan
 from segscse.nets.dims import INTERPOLATION
 
-# Name of linear interpolation by number of spatial axes.
 # Random numbers of every sample of a batch.
 Draws = Sequence[np.random.Generator]
 

@@ -76,7 +76,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[Path, ...],
 def peek_series(folder: Path) -> tuple[tuple[int, ...], np.ndarray, int] | None:
     """Return about what shape `(X, Y, Z)`, affine (RAS mm) and bytes a voxel a series has, by its first few files.
 
-    Every file counts as a slice, and slices lie as close as those of the first few files do, or as they are thick.
+    Every file counts as a slice, and slices lie as close as those of the first few files do.
 
     Returns:
         None where these files do not tell; reading the series will say why.
@@ -94,7 +94,10 @@ def peek_series(folder: Path) -> tuple[tuple[int, ...], np.ndarray, int] | None:
         return None
     normal = np.cross(*first.axes)
     gaps = np.diff(np.sort([float(one.position @ normal) for one in slices]))
-    return (*first.shape, len(paths)), _affine(first, normal * min([thickness, *gaps])), itemsize
+    step = min(gaps, default=thickness)
+    if step > 1.01 * thickness:  # names do not follow places, and slices may overlap by any share
+        return None
+    return (*first.shape, len(paths)), _affine(first, normal * step), itemsize
 
 
 def _affine(first: Slice, step: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from segscse.files import atomic_path
 
 MAX_BYTES = 64 * 2**30
 MAX_HEADER = 2**20
+MAX_DIGITS = 10  # of a size
 META_TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
     **{"MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8"},
@@ -177,7 +178,10 @@ def _meta(path: Path, start: bytes) -> TextHeader:
     shape = _whole(path, fields, "DimSize")
     item = META_TYPES.get(fields.get("ElementType", ""))
     channels = fields.get("ElementNumberOfChannels", "1")
-    if not channels.isdigit() or fields.get("BinaryData", "True").lower() != "true":
+    if (
+        not (channels.isascii() and channels.isdecimal() and len(channels) < MAX_DIGITS)
+        or fields.get("BinaryData", "True").lower() != "true"
+    ):
         raise InputError("a MetaImage of text is not supported", file=path, remedy="Save it as binary")
     name = fields["ElementDataFile"]
     data = (path, position) if name.upper() == "LOCAL" else (_beside(path, name), 0)
@@ -189,7 +193,8 @@ def _meta(path: Path, start: bytes) -> TextHeader:
 
 def _whole(path: Path, fields: Mapping[str, str], name: str) -> list[int]:
     values = fields.get(name, "").split()
-    if not values or not all(value.isdigit() and int(value) > 0 for value in values):
+    plain = all(value.isascii() and value.isdecimal() and len(value) < MAX_DIGITS for value in values)
+    if not values or not plain or not all(int(value) > 0 for value in values):
         raise _damaged(path, f"{name} is {fields.get(name)!r}")
     return [int(value) for value in values]
 

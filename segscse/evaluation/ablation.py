@@ -26,6 +26,7 @@ from segscse.evaluation.rendering import (
     text_table,
 )
 from segscse.evaluation.summary import foreground_dice
+from segscse.evaluation.tables import same_conventions
 
 METHOD = (
     "Every variant is trained with the same plan, split, seeds and length, and every case is scored by runs that have "
@@ -199,10 +200,10 @@ def merge_runs(tables: Sequence[pd.DataFrame], subjects: Mapping[str, str] | Non
         subjects: the subject of every case, where subjects have several; becomes the column `subject`.
 
     Returns:
-        Columns `case, label, name` and those of `METRICS` that the tables hold.
+        Columns `case, label, name` and those of `METRICS` that the tables hold; in `attrs` how they were scored.
 
     Raises:
-        InputError: infinite distances without the image's diagonal.
+        InputError: infinite distances without the image's diagonal, or tables that were scored differently.
     """
     columns = [metric for name, metric in METRICS.items() if all(name in table for table in tables)]
     finite = [
@@ -215,6 +216,7 @@ def merge_runs(tables: Sequence[pd.DataFrame], subjects: Mapping[str, str] | Non
     merged = pd.concat(finite).groupby(["case", "label", "name"], sort=True, as_index=False).mean()
     if subjects is not None:
         merged.insert(1, "subject", merged["case"].map(dict(subjects)))
+    merged.attrs.update(same_conventions(tables, "nsd"))
     return merged
 
 

@@ -168,7 +168,7 @@ class Comparison:
             if count and self.metric in _UNDEFINED_WHERE_EMPTY:
                 notes.append(f"not counted: {times} {side} rightly finds nothing where {other} marks something")
             elif count:
-                notes.append(f"not counted: {times} {side} is undefined")
+                notes.append(f"not counted: {count} of the scores, where {side} is undefined")
         return "; ".join([pair.verdict, *notes])
 
     @property

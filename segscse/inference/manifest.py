@@ -29,8 +29,8 @@ class Manifest:
     """The cases of an output folder: digests of inputs and outputs, and a key of model and settings.
 
     Cases of earlier runs into the same folder stay; a case that is predicted again replaces its entry, one that fails
-    loses it. `failures` are those of the last run: why each case has no label map. Processes that share a folder's
-    cases write a file each, with their own cases, which `merge_parts` brings together.
+    loses it unless it is kept. `failures` are those of the last run: why each case could not be predicted. Processes
+    that share a folder's cases write a file each, with their own cases, which `merge_parts` brings together.
 
     Args:
         folder: the output folder.
@@ -57,12 +57,28 @@ class Manifest:
         entry = self.cases.get(case)
         if entry is None or entry.get("key") != self.key or entry.get("inputs") != [list(pair) for pair in inputs]:
             return False
-        outputs = entry.get("outputs")
-        if not isinstance(outputs, Mapping) or not outputs:
+        try:
+            return all(sha256_of(self.folder / name) == known for name, known in entry["outputs"].items())
+        except InputError:  # one is not there, or cannot be read
             return False
-        return all((self.folder / name).is_file() for name in outputs) and dict(outputs) == {
-            name: sha256_of(self.folder / name) for name in outputs
-        }
+
+    def keep(self, case: str, inputs: Sequence[Sequence[str]]) -> bool:
+        """Keep what this model has made of a case, although it failed now.
+
+        Args:
+            case: its name.
+            inputs: names and digests of its files; empty where they could not be read.
+
+        Returns:
+            False where there is nothing of this model, or it is of other inputs.
+        """
+        entry = self.cases.get(case)
+        if entry is None or entry.get("key") != self.key:
+            return False
+        if inputs and entry["inputs"] != [list(pair) for pair in inputs]:
+            return False
+        self.own[case] = entry
+        return True
 
     def label_map(self, case: str) -> Path:
         """Return the label map of a case that is in the manifest; other outputs lie in folders of their own."""

@@ -129,10 +129,17 @@ def find_members(path: str | Path) -> list[Path]:
     """Return the folders of the models that a folder stands for: its own, or those of a cross-validation's folds.
 
     Raises:
-        InputError: neither.
+        InputError: neither, or a fold is not finished.
     """
-    folds = [fold / "model" for fold in sorted(Path(path).glob("fold*")) if (fold / "model" / "model.json").is_file()]
-    return folds or [find_model(path)]
+    folds = [fold for fold in sorted(Path(path).glob("fold[0-9]*")) if (fold / "model" / "model.json").is_file()]
+    for fold in folds:
+        if not (fold / "validation" / "summary.json").is_file():
+            raise InputError(
+                "is not finished: this fold of the cross-validation has not been scored",
+                file=fold,
+                remedy="Finish the cross-validation with --resume, or give the folds to be used one by one",
+            )
+    return [fold / "model" for fold in folds] or [find_model(path)]
 
 
 def load_model(path: str | Path) -> ModelFolder:

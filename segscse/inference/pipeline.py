@@ -47,12 +47,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A case on its way: read and prepared, found complete, or failed."""
+    """A case on its way: read and prepared, found complete, partly written, or failed."""
 
     name: str
     inputs: Sequence[Sequence[str]] = ()
     prepared: Sequence[Prepared] = ()
     verified: bool = False
+    written: bool = False
     error: Exception | None = None
 
 
@@ -71,7 +72,7 @@ def predict_files(
 ) -> Outcome:
     """Segment files and folders into `out/<case>.nii.gz`; a bad case does not stop the others.
 
-    A case that fails has no label map afterwards: one that an earlier run made of it is removed.
+    What another model, or this one of another scan, has made of a case that fails now is removed.
 
     With `form="input"` each label map has its scan's format; see `segscse.data.output.output_suffix`.
 
@@ -195,6 +196,7 @@ class _Run:
     def read_all(self) -> Generator[_Case, None, None]:
         """Yield every case prepared, or that it is verified, or why it cannot be used."""
         for name, files in self.cases.items():
+            inputs: Sequence[Sequence[str]] = ()
             try:
                 inputs = digests(files)
                 if self.resume and self.manifest.verified(name, inputs):
@@ -202,7 +204,7 @@ class _Run:
                 else:
                     yield _Case(name, inputs, [_light(item) for item in self.model.prepare(list(files))])
             except Exception as error:
-                yield _Case(name, error=error)
+                yield _Case(name, inputs, error=error)
 
     def network(self, case: _Case) -> tuple[Segmentation, list[Path]] | None:
         """Return a case's segmentation and the files that its larger maps lie in; None if there is none to write."""
@@ -223,7 +225,7 @@ class _Run:
                 advance=self._moved,
             )
         except Exception as error:
-            self._failed(case.name, error)
+            self._failed(case, error)
         else:
             for number in (0, 1):
                 self.outcome.windows[number] += made.windows[number]
@@ -247,20 +249,25 @@ class _Run:
             self.outcome.written.append(path)
         except Exception as error:
             _remove(outputs)
-            self._failed(case.name, error)
+            self._failed(replace(case, written=True), error)
         finally:
             _remove(scratch)
 
-    def _failed(self, case: str, error: Exception) -> None:
-        """Enter a failure, whatever it is of, and remove what an earlier run, perhaps by another model, made of it."""
+    def _failed(self, case: _Case, error: Exception) -> None:
+        """Enter a failure, whatever it is of.
+
+        What an earlier run made of the case goes, unless it is this model's of what is, as far as known, the same scan.
+        """
         if isinstance(error, SegscseError) and not isinstance(error, InputError):
             raise error  # a stop, or another process's failure
-        _LOG.debug("%s failed", case, exc_info=error)
+        _LOG.debug("%s failed", case.name, exc_info=error)
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        if removed := self.manifest.drop(case):
+        if not case.written and self.manifest.keep(case.name, case.inputs):
+            reason += " What an earlier run of this model had made of it is kept."
+        elif removed := self.manifest.drop(case.name):
             reason += f" Removed what an earlier run had made of it: {', '.join(removed)}."
-        self.outcome.failures.append(Failure(case, reason))
-        self.manifest.failures[case] = one_line(reason)
+        self.outcome.failures.append(Failure(case.name, reason))
+        self.manifest.failures[case.name] = one_line(reason)
 
     def _moved(self, share: float) -> None:
         if self.progress is not None:

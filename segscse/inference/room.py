@@ -96,7 +96,7 @@ class Room:
         return replace(self, several=found.overlapped, options=replace(self.options, batch_size=found.batch_size))
 
     def batch_size(self, source: Volume) -> int | None:
-        """Return how many windows a call fit with a scan that is read; None for the plan's number.
+        """Return how many windows a network call may have for a scan that has been read; None for the plan's number.
 
         Its header may not have told, or it is not among the largest files.
 

@@ -103,8 +103,8 @@ def train_run(
         labels: the folder of label maps, when `dataset` is a folder of images.
         fold: cross-validation fold, or None to train on every case.
         budget: time such as `20m`, in place of the configuration's time or steps; with `resume` the new length.
-        resume: continue the run in `folder`, which is longer now if `budget`, `train.max_steps` or a `train.budget`
-            that is not the default says so; one that was killed before its first checkpoint starts again.
+        resume: continue the run in `folder`, which is longer now if `budget` or `train.max_steps` says so; one that
+            was killed before its first checkpoint starts again.
         cache: folder for the cases that memory does not hold, which runs on the same data can share; the run folder's
             `cache` if not given.
         console: where progress is shown; nowhere if not given.

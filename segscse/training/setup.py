@@ -104,7 +104,7 @@ def set_up(request: RunRequest, console: Console, held: ExitStack, world: int = 
     """
     folder, config = request.folder, request.config
     if request.resume:
-        config = _resumed_config(folder, config)
+        config = _resumed_config(folder, config, request.budget)
     else:
         _refuse_used(folder)
     require_disk("the run", folder, 0, 0, "")  # whether anything can be written there
@@ -182,8 +182,8 @@ def _refuse_used(folder: Path) -> None:
         )
 
 
-def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
-    """Return the configuration that the run was started with; only its length may be another."""
+def _resumed_config(folder: Path, config: ExperimentConfig, length: str | None) -> ExperimentConfig:
+    """Return the configuration that the run was started with; only `length` and the number of steps may be others."""
     needed = ["config.yaml"] if _only_begun(folder) else ["config.yaml", "plan.json", "run.json"]
     for name in needed:
         if not (folder / name).is_file():
@@ -197,10 +197,14 @@ def _resumed_config(folder: Path, config: ExperimentConfig) -> ExperimentConfig:
             file=folder,
             remedy="Resume without --config and other settings",
         )
-    given = config.train
-    if given.budget in (budget, TrainConfig().budget):
-        return replace(saved, train=replace(saved.train, max_steps=given.max_steps or steps))
-    return replace(saved, train=replace(saved.train, budget=given.budget, max_steps=given.max_steps))
+    given = config.train.budget
+    if length is None and given not in (budget, TrainConfig().budget):
+        raise InputError(
+            f"was started with a budget of {budget}, the configuration says {given}",
+            file=folder,
+            remedy=f"Say how long the whole run shall be, such as --budget {budget}",
+        )
+    return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
 
 
 def _checkpoint(setup: RunSetup, console: Console) -> Path | None:

@@ -104,13 +104,18 @@ class TestPeeking:
         assert (shape, itemsize) == (scan.array.shape, scan.array.dtype.itemsize)
         np.testing.assert_allclose(affine, scan.affine, atol=1e-6)
 
-    def test_slices_are_no_further_apart_than_they_are_thick(self, tmp_path):
-        for number, place in enumerate((0, 60, 20, 80, 40, 10, 30, 50, 70)):
+    def test_slices_may_overlap(self, tmp_path):
+        for number, place in enumerate((0, 60, 20, 80, 30, 10, 40, 50, 70)):
             _slice(tmp_path / "scan", number, (0, 0, place), SliceThickness="12.5")
         shape, affine, _ = peek_series(tmp_path / "scan")
         assert shape == (7, 9, 9)
-        assert abs(affine[2, 2]) == 12.5
-        assert scan_size([tmp_path / "scan"]).spacing_mm == (0.4, 0.7, 12.5)
+        assert abs(affine[2, 2]) == 10
+        assert scan_size([tmp_path / "scan"]).spacing_mm == (0.4, 0.7, 10)
+
+    def test_names_that_do_not_follow_places_tell_nothing(self, tmp_path):
+        for number, place in enumerate((0, 60, 20, 80, 40, 10, 30, 50, 70)):
+            _slice(tmp_path / "scan", number, (0, 0, place), SliceThickness="12.5")
+        assert peek_series(tmp_path / "scan") is None
 
     def test_scaled_voxels_take_what_itk_makes_of_them(self, tmp_path):
         _slice(tmp_path / "pet", 0, (0, 0, 0), RescaleSlope="0.5")

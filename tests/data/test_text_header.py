@@ -71,6 +71,8 @@ def test_a_missing_end_is_found(write, name, compressed, cut):
         ("a.nrrd", b"encoding: gzip", b"data file: LIST\nencoding: gzip", "only one file in the same folder"),
         ("a.nrrd", b"encoding: gzip", b"data file: gone.raw\nencoding: gzip", "voxels' file gone.raw is missing"),
         ("a.mha", b"DimSize = 16 14 12", b"DimSize = 16 14 13", "are announced"),
+        ("a.mha", b"DimSize = 16 14 12", "DimSize = 16 14 ²".encode(), "DimSize is"),
+        ("a.mha", b"DimSize = 16 14 12", b"DimSize = 16 14 " + b"9" * 5000, "DimSize is"),
         ("a.mha", b"DimSize = 16 14 12", b"DimSize = 16 14", "must be 3D, got 2D"),
         ("a.mha", b"MET_SHORT", b"MET_STRING", "voxels must be real numbers"),
         ("a.mha", b"BinaryData = True", b"BinaryData = False", "of text is not supported"),

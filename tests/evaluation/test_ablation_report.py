@@ -11,6 +11,7 @@ from scipy import stats
 from segscse.errors import InputError
 from segscse.evaluation.ablation import Ablation, VariantCost, merge_runs, score_variants
 from segscse.evaluation.bootstrap import mean_interval
+from segscse.evaluation.columns import CONVENTION_VERSION
 from segscse.evaluation.statistics import describe
 
 COST = VariantCost(1000, 50.0, 400.0, 8e6, 0.5)
@@ -54,6 +55,16 @@ def test_cases_of_different_folds_stand_side_by_side():
 def test_a_miss_without_a_diagonal_is_refused():
     with pytest.raises(InputError, match="diagonal of their images is not known"):
         merge_runs([_table([0.8], hd95=[math.inf]).drop(columns="diagonal_mm")], None)
+
+
+def test_runs_are_merged_with_their_convention_and_only_of_one():
+    first, second = _table([0.8, 0.9]), _table([0.7, 0.9])
+    first.attrs = second.attrs = {"convention_version": CONVENTION_VERSION, "nsd_tolerance_mm": 2.0}
+    compared = score_variants({"none": [(0, first)], "scse": [(0, second)]}, {"none": COST, "scse": COST})[1]
+    assert (compared.convention_version, compared.nsd_tolerance_mm) == (CONVENTION_VERSION, 2.0)
+    second.attrs = {**first.attrs, "nsd_tolerance_mm": 1.0}
+    with pytest.raises(InputError, match=r"different values of nsd_tolerance_mm: 2\.0 and 1\.0"):
+        merge_runs([first, second], None)
 
 
 @pytest.fixture

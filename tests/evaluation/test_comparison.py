@@ -89,7 +89,7 @@ def test_what_is_made_up_in_healthy_cases_is_told_for_distances_too():
     assert "not counted: 15 times a rightly finds nothing where b marks something" in result.verdict
     assert "over the 15 cases where all are defined, of 30" in result.ranking.text
     precision = compare(a.assign(precision=healthy + [0.5] * 15), a.assign(precision=0.5), metric="precision")
-    assert "not counted: 15 times a is undefined" in precision.verdict
+    assert "not counted: 15 of the scores, where a is undefined" in precision.verdict
 
 
 def test_other_tolerances_conventions_and_references_are_refused(folders, tmp_path):

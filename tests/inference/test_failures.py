@@ -7,7 +7,7 @@ import signal
 import pytest
 from nearest import corrupt, nearest_predictor
 
-from segscse.errors import Interrupted
+from segscse.errors import InputError, Interrupted
 from segscse.inference import pipeline
 from segscse.inference.pipeline import predict_files
 from segscse.inference.predictor import Ensemble
@@ -111,6 +111,26 @@ class TestFailuresOverEarlierPredictions:
         (failure,) = predict_files(nearest_predictor(), [scans], done).failures
         assert (done / "scan_1.nii.gz").read_bytes() == b"corrected by hand"
         assert failure.reason.endswith("of it: uncertainty/scan_1.nii.gz, disagreement/scan_1.nii.gz.")
+
+    def test_of_the_same_model_they_stay_where_the_scan_cannot_be_read_or_is_the_same(self, scans, out, monkeypatch):
+        predict_files(nearest_predictor(), [scans], out)
+        before = {path.name: path.read_bytes() for path in out.iterdir() if path.name not in SIDE_FILES}
+
+        def unreadable(files):
+            raise InputError("cannot be read (Stale file handle)", file=files[0])
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline, "digests", unreadable)
+            outcome = predict_files(nearest_predictor(), [scans], out, resume=True)
+        assert len(outcome.failures) == 3
+        assert outcome.failures[0].reason.endswith("What an earlier run of this model had made of it is kept.")
+        assert {path.name: path.read_bytes() for path in out.iterdir() if path.name not in SIDE_FILES} == before
+        assert self._rows(out) == {"scan_0", "scan_1", "scan_2"}
+        again = predict_files(nearest_predictor(), [scans], out, resume=True)
+        assert len(again.verified) == 3
+        corrupt(scans / "scan_1.nii.gz")
+        (failure,) = predict_files(nearest_predictor(), [scans], out, resume=True).failures
+        assert failure.reason.endswith("Removed what an earlier run had made of it: scan_1.nii.gz.")
 
     def test_when_all_fail_no_row_is_left(self, scans, done):
         for path in scans.iterdir():

@@ -166,10 +166,15 @@ class TestEnsemble:
             (tmp_path / fold).mkdir()
         for fold in ("fold0", "fold2"):  # the one between has not come to a model yet
             copytree(trained.folder / "model", tmp_path / fold / "model")
+            (tmp_path / fold / "validation").mkdir()
+            (tmp_path / fold / "validation" / "summary.json").touch()
         assert [one.folder for one in load(tmp_path, device="cpu").members] == [
             tmp_path / "fold0" / "model",
             tmp_path / "fold2" / "model",
         ]
+        (tmp_path / "fold2" / "validation" / "summary.json").unlink()
+        with pytest.raises(InputError, match="fold2: is not finished"):
+            load(tmp_path, device="cpu")
 
 
 def test_uncertainty_is_that_of_the_probabilities():

@@ -127,12 +127,14 @@ def test_a_slice_wise_gate_keeps_the_axis_that_it_was_trained_with(dataset, tmp_
 
 
 class TestLengthOnResume:
-    def test_another_budget_in_the_settings_counts_as_a_given_one_does(self, dataset, tmp_path):
+    def test_another_budget_in_the_settings_is_refused_unless_the_length_is_given(self, dataset, tmp_path):
         short = {"max_steps": 1, "validations": 1, "budget": "40s"}
         train_run(dataset, tmp_path / "run", tiny_config(train=short))
-        for budget, expected in (("40s", ("40s", 1)), ("0.5s", ("0.5s", None))):
-            longer = ExperimentConfig(train=TrainConfig(budget=budget))
-            train_run(dataset, tmp_path / "run", longer, resume=True)
+        same, other = (ExperimentConfig(train=TrainConfig(budget=budget)) for budget in ("40s", "10s"))
+        with pytest.raises(InputError, match="started with a budget of 40s, the configuration says 10s"):
+            train_run(dataset, tmp_path / "run", other, resume=True)
+        for config, budget, expected in ((same, None, ("40s", 1)), (other, "0.5s", ("0.5s", None))):
+            train_run(dataset, tmp_path / "run", config, budget=budget, resume=True)
             saved = load_config(tmp_path / "run" / "config.yaml").train
             assert (saved.budget, saved.max_steps) == expected
 
