@@ -223,21 +223,14 @@ def compare(
     cases = [table.groupby("case")["value"].mean() for table in values]
     by_label = [table.pivot(index="case", columns="label", values="value") for table in values]
     compared = [pair for pair in combinations(range(len(sides)), 2) if pairs == "all" or pair[0] == 0]
-    foreground = [
-        paired_difference(
-            cases[i], cases[j], what="foreground", names=(sides[i], sides[j]), metric=metric, subjects=known
-        )
-        for i, j in compared
-    ]
+
+    def difference(values: Sequence[pd.Series], i: int, j: int, what: str) -> PairedDifference:
+        names = sides[i], sides[j]
+        return paired_difference(values[i], values[j], what=what, names=names, metric=metric, subjects=known)
+
+    foreground = [difference(cases, i, j, "foreground") for i, j in compared]
     per_label = [
-        paired_difference(
-            by_label[i][label],
-            by_label[j][label],
-            what=str(name),
-            names=(sides[i], sides[j]),
-            metric=metric,
-            subjects=known,
-        )
+        difference([table[label] for table in by_label], i, j, str(name))
         for i, j in compared
         for label, name in labels.items()
     ]

@@ -100,7 +100,7 @@ def evaluate_folders(
         return write_evaluation(
             table,
             out_dir,
-            pairs=pair_cases(pred_dir, ref_dir, missing),
+            pairs=pairs,
             images=images,
             provenance=provenance,
             viewer=viewer,

@@ -131,7 +131,8 @@ def find_members(path: str | Path) -> list[Path]:
     Raises:
         InputError: neither, or a fold is not finished.
     """
-    folds = [fold for fold in sorted(Path(path).glob("fold[0-9]*")) if (fold / "model" / "model.json").is_file()]
+    named = [fold for fold in sorted(Path(path).glob("fold*")) if fold.name.removeprefix("fold").isdecimal()]
+    folds = [fold for fold in named if (fold / "model" / "model.json").is_file()]
     for fold in folds:
         if not (fold / "validation" / "summary.json").is_file():
             raise InputError(

@@ -14,6 +14,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from segscse.errors import InputError
 from segscse.files import atomic_path, keep_as
+from segscse.training.untrusted import BROKEN_ARCHIVE
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
@@ -81,7 +82,7 @@ def damage(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except BROKEN_ARCHIVE as error:
         return f"is damaged ({error})"
     return f"is damaged (wrong checksum of {bad})" if bad else ""
 

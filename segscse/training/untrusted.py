@@ -14,6 +14,8 @@ from pathlib import Path
 from segscse.errors import InputError
 from segscse.files import require_plain
 
+# What zipfile raises of a file that is no archive, is cut short or damaged, or is packed in a way unknown to it.
+BROKEN_ARCHIVE = (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
 # Ours is tens of kilobytes for the largest network: tensors lie in records of their own.
 MAX_PICKLE_BYTES = 2**22
 RECORDS = re.compile(
@@ -37,7 +39,7 @@ def refuse_foreign(path: Path) -> None:
         require_plain(path)
         with zipfile.ZipFile(path) as archive:
             problem = _records_problem(archive, path) or _pickle_problem(archive)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except (*BROKEN_ARCHIVE, ValueError) as error:
         if isinstance(error, InputError):
             raise
         problem = " ".join(str(error).split()) or type(error).__name__

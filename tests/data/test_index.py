@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from segscse.data.index import find_inputs, open_dataset, subject_of
+from segscse.data.index import open_dataset, subject_of
 from segscse.data.io import list_images, read_image
 from segscse.errors import InputError
 
@@ -17,18 +17,6 @@ def _describe(root, **changes):
     description.update(changes)
     description = {key: value for key, value in description.items() if value is not None}
     (root / "dataset.json").write_text(json.dumps(description))
-
-
-@pytest.fixture
-def fill(tmp_path, make_volume):
-    """Return a function that writes empty volumes under the temporary folder."""
-
-    def write(*names):
-        for name in names:
-            make_volume(tmp_path / name, VOLUME)
-        return tmp_path
-
-    return write
 
 
 @pytest.fixture
@@ -270,54 +258,6 @@ class TestFolders:
             open_dataset(tmp_path / "none")
 
 
-class TestInputs:
-    def test_single_files_are_cases_of_their_own(self, fill):
-        root = fill("a_0000.nii.gz", "b.nii")
-        found = find_inputs([root / "a_0000.nii.gz", root / "b.nii"], 1)
-        assert found == {"a_0000": (root / "a_0000.nii.gz",), "b": (root / "b.nii",)}
-
-    def test_numbered_channels_of_a_folder_are_one_case(self, fill):
-        root = fill("a_0000.nii", "a_0001.nii", "b_0001.nii", "b_0000.nii")
-        assert {name: [path.name for path in files] for name, files in find_inputs([root], 2).items()} == {
-            "a": ["a_0000.nii", "a_0001.nii"],
-            "b": ["b_0000.nii", "b_0001.nii"],
-        }
-
-    def test_one_channel_named_as_nnunet_does_loses_its_number(self, fill):
-        assert set(find_inputs([fill("a_0000.nii", "b_0000.nii")], 1)) == {"a", "b"}
-
-    def test_four_digits_that_number_patients_stay_in_the_name(self, fill):
-        assert set(find_inputs([fill("scan_0001.nii", "scan_0002.nii")], 1)) == {"scan_0001", "scan_0002"}
-
-    def test_other_names_stay_as_they_are(self, fill):
-        assert set(find_inputs([fill("a_0000.nii", "b.nii")], 1)) == {"a_0000", "b"}
-
-    @pytest.mark.parametrize("names", [("a_0000.nii", "a_0001.nii"), ("a_0000.nii", "a_0002.nii", "a_0001.nii")])
-    def test_channels_that_do_not_fit_the_model_are_refused(self, fill, names):
-        with pytest.raises(InputError, match=r"case 'a' has the channel files .*, the model takes"):
-            find_inputs([fill(*names)], 2 if len(names) == 3 else 1)
-
-    def test_a_gap_in_the_channels_is_refused(self, fill):
-        with pytest.raises(InputError, match=r"case 'a' has the channel files \[0, 2\], the model takes \[0, 1\]"):
-            find_inputs([fill("a_0000.nii", "a_0002.nii")], 2)
-
-    def test_two_inputs_of_one_name_are_refused(self, fill):
-        root = fill("x/a.nii", "y/a.nii")
-        with pytest.raises(InputError, match="two inputs are named 'a'"):
-            find_inputs([root / "x", root / "y" / "a.nii"], 1)
-
-    def test_nothing_to_predict_is_an_error(self, tmp_path):
-        (tmp_path / "note.txt").write_text("x")
-        for paths, problem in (
-            ([tmp_path], "no images found"),
-            ([], "no images found"),
-            ([tmp_path / "none.nii"], "is no image file"),
-            ([tmp_path / "note.txt"], "is no image file"),
-        ):
-            with pytest.raises(InputError, match=problem):
-                find_inputs(paths, 1)
-
-
 @pytest.mark.real
 class TestRealData:
     def test_the_hippocampus_data_set_holds_its_208_cases(self, shared_data):
@@ -354,32 +294,6 @@ def test_labels_that_would_be_misread_are_refused(make_dataset, labels, problem)
     (folder / "dataset.json").write_text(json.dumps({**description, "labels": labels}))
     with pytest.raises(InputError, match=problem):
         open_dataset(folder)
-
-
-VOXELS = np.zeros((3, 3, 3), np.float32)
-
-
-class TestInputsGivenSingly:
-    def test_a_csv_names_the_channel_files_of_a_case(self, tmp_path, make_volume):
-        for name in ("t1", "t2"):
-            make_volume(tmp_path / f"{name}.nii.gz", VOXELS)
-        (tmp_path / "new.csv").write_text("case,image,image2\nanna,t1.nii.gz,t2.nii.gz\n")
-        found = find_inputs([tmp_path / "new.csv"], 2)
-        assert found == {"anna": (tmp_path / "t1.nii.gz", tmp_path / "t2.nii.gz")}
-
-    def test_a_case_that_a_csv_names_twice_is_refused(self, tmp_path):
-        (tmp_path / "new.csv").write_text("case,image\nanna,a.nii\nben,b.nii\nanna,c.nii\n")
-        with pytest.raises(InputError, match=r"new\.csv: case ids occur more than once: anna\. Give each its own id"):
-            find_inputs([tmp_path / "new.csv"], 1)
-
-    def test_numbered_files_are_grouped_as_in_their_folder(self, tmp_path, make_volume):
-        paths = [make_volume(tmp_path / f"a_{channel:04d}.nii.gz", VOXELS) for channel in (0, 1)]
-        assert find_inputs(paths, 2) == find_inputs([tmp_path], 2) == {"a": tuple(paths)}
-
-    def test_two_files_of_one_name_are_refused(self, tmp_path, make_volume):
-        paths = [make_volume(tmp_path / folder / "a.nii.gz", VOXELS) for folder in ("x", "y")]
-        with pytest.raises(InputError, match="two inputs are named 'a'"):
-            find_inputs(paths, 1)
 
 
 @pytest.mark.parametrize(

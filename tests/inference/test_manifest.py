@@ -9,6 +9,9 @@ from nearest import nearest_predictor
 from tiny import tiny_case, tiny_plan
 from volumes import write_volume
 
+from segscse.errors import InputError
+from segscse.files import sha256_of
+from segscse.inference.manifest import folder_digest
 from segscse.inference.pipeline import predict_files
 
 
@@ -53,3 +56,21 @@ def test_voxels_beside_their_header_count(tmp_path, out, suffix):
     path.with_suffix(".raw").write_bytes(tiny_case(7)[0].tobytes())
     assert _again(path.parent, out) == (1, 0)
     assert _again(path.parent, out) == (0, 1)
+
+
+def test_the_digest_of_a_folder_is_that_of_names_and_contents(tmp_path):
+    found = set()
+    for name, content in (("a", "1"), ("b", "1"), ("a", "2")):
+        folder = tmp_path / f"{name}{content}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        found.add(folder_digest(folder))
+    assert len(found) == 3
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "a").write_text("1")
+    assert folder_digest(tmp_path / "copy") in found
+
+
+def test_a_file_that_cannot_be_read_has_no_digest(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        sha256_of(tmp_path / "none")

@@ -18,9 +18,8 @@ from segscse.data.io import read_image, read_labels
 from segscse.data.output import write_labels
 from segscse.errors import InputError, Interrupted
 from segscse.files import sha256_of
-from segscse.inference import pipeline, room
+from segscse.inference import pipeline
 from segscse.inference.engines import TorchEngine
-from segscse.inference.manifest import folder_digest
 from segscse.inference.model_folder import load_model, save_model
 from segscse.inference.pipeline import PARTS, predict_files
 from segscse.inference.predictor import Ensemble, Predictor, load
@@ -280,94 +279,6 @@ class TestFormats:
         assert (again.written, again.verified) == ([made[1]], [made[0], made[2]])
         nifti = predict_files(nearest_predictor(), [mixed], out, resume=True)
         assert [path.name for path in nifti.written] == [f"scan_{index}.nii.gz" for index in range(3)]
-
-
-def test_the_digest_of_a_folder_is_that_of_names_and_contents(tmp_path):
-    found = set()
-    for name, content in (("a", "1"), ("b", "1"), ("a", "2")):
-        folder = tmp_path / f"{name}{content}"
-        folder.mkdir()
-        (folder / name).write_text(content)
-        found.add(folder_digest(folder))
-    assert len(found) == 3
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / "a").write_text("1")
-    assert folder_digest(tmp_path / "copy") in found
-
-
-def test_a_file_that_cannot_be_read_has_no_digest(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
-        sha256_of(tmp_path / "none")
-
-
-class TestMemory:
-    def test_the_estimate_is_stated_and_a_limit_keeps_to_it(self, scans, out):
-        said = []
-        outcome = predict_files(nearest_predictor(), [scans], out, memory=10**12, say=said.append)
-        assert outcome.memory.total < 10**12
-        assert said == [f"memory: at most about {outcome.memory}"]
-
-    def test_an_impossible_limit_is_refused_with_what_would_do_and_nothing_is_written(self, scans, out):
-        with pytest.raises(InputError, match=r"--memory 10 MB is too little: the smallest .*Give at least --memory"):
-            predict_files(nearest_predictor(), [scans], out, memory=10**7)
-        assert not out.exists()
-
-    def test_with_little_memory_cases_go_one_after_the_other(self, scans, out, monkeypatch):
-        model = nearest_predictor(tiny_plan(batch_size=1))
-        needed = predict_files(model, [scans], out).memory
-        assert needed.overlapped
-        monkeypatch.setattr(room, "resident_bytes", lambda: needed.program)
-        alone = needed.total - needed.reading - needed.image - needed.labels
-        tight = predict_files(model, [scans], out, memory=alone + needed.reading // 2)
-        assert not tight.memory.overlapped
-        assert len(tight.written) == 3
-
-    def test_what_was_found_to_fit_is_not_refused_later_because_the_process_grew(self, scans, out, monkeypatch):
-        needed = predict_files(nearest_predictor(), [scans], out).memory
-        grown = iter(range(100))
-        monkeypatch.setattr(room, "resident_bytes", lambda: needed.program + 10**9 * next(grown))
-        outcome = predict_files(nearest_predictor(), [scans], out, memory=needed.total)
-        assert (outcome.memory, outcome.failures) == (needed, [])
-
-    def test_a_case_whose_header_did_not_tell_is_refused_alone(self, tmp_path, scans, out, monkeypatch):
-        monkeypatch.setattr(room, "scan_size", lambda files: None)
-        outcome = predict_files(nearest_predictor(), [scans], out, memory=10**7)
-        assert outcome.memory is None
-        assert len(outcome.failures) == 3
-        assert all("is too little" in failure.reason for failure in outcome.failures)
-
-    @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
-    def test_of_every_format_is_known_beforehand(self, tmp_path, out, suffix):
-        scan = write_volume(tmp_path / "scan.nii.gz", tiny_case(0)[0], np.eye(4))
-        write_labels(
-            tmp_path / "in" / f"scan{suffix}", np.round(read_image(scan).array).astype(np.int16), read_image(scan)
-        )
-        with pytest.raises(InputError, match="--memory 10 MB is too little"):
-            predict_files(nearest_predictor(), [tmp_path / "in"], out, memory=10**7)
-        assert predict_files(nearest_predictor(), [tmp_path / "in"], out).memory is not None
-
-    def test_a_case_whose_header_did_not_tell_gets_the_batch_that_fits(self, scans, out, monkeypatch):
-        batches, readers = [], set()
-
-        class Counting(Nearest):
-            def forward(self, x):
-                batches.append(len(x))
-                return super().forward(x)
-
-        plan = tiny_plan(patch_size=(8, 20, 12), batch_size=3)  # three windows a case
-        model = Predictor(Counting(), plan, provenance={}, device=CPU)
-        known = predict_files(model, [scans], out).memory
-        assert batches == [1, 3, 3, 3]  # the first call measures memory
-        monkeypatch.setattr(room, "scan_size", lambda files: None)
-        monkeypatch.setattr(room, "resident_bytes", lambda: known.program)
-        prepare = model.prepare
-        model.prepare = lambda files: readers.add(threading.current_thread()) or prepare(files)
-        batches.clear()
-        alone = known.total - known.reading - known.image - known.labels
-        outcome = predict_files(model, [scans], out, memory=alone - known.activations // 3)
-        assert (outcome.memory, len(outcome.written)) == (None, 3)
-        assert max(batches) < 3
-        assert readers == {threading.main_thread()}  # with a limit and no size known, one case at a time
 
 
 class TestStopping:

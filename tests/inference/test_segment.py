@@ -164,6 +164,7 @@ class TestEnsemble:
     def test_is_the_folder_of_a_cross_validation(self, trained, tmp_path):
         for fold in ("fold0", "fold1", "fold2"):
             (tmp_path / fold).mkdir()
+        copytree(trained.folder / "model", tmp_path / "fold0_before" / "model")
         for fold in ("fold0", "fold2"):  # the one between has not come to a model yet
             copytree(trained.folder / "model", tmp_path / fold / "model")
             (tmp_path / fold / "validation").mkdir()
