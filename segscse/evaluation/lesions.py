@@ -8,11 +8,16 @@ larger overlap).
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from segscse.evaluation.nearest import indices_of
+from segscse.evaluation.surface import with_margin
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +50,55 @@ class LesionCounts:
 
 
 def count_lesions(pred: np.ndarray, ref: np.ndarray) -> LesionCounts:
-    """Count the lesions of two boolean masks `(*S)`."""
-    both = np.flatnonzero(pred & ref)
-    n_ref, n_ref_found = _components(ref, both)
-    n_pred, n_pred_true = _components(pred, both)
+    """Count the lesions of two boolean masks `(*S)`, 1D to 3D.
+
+    Runs of voxels along the last axis are joined instead of voxels: there are far fewer of them.
+    """
+    there, back = (_Runs.of(with_margin(mask, [1] * mask.ndim)) for mask in (pred, ref))
+    n_ref, n_ref_found = _components(back, there)
+    n_pred, n_pred_true = _components(there, back)
     return LesionCounts(n_ref, n_pred, n_ref_found, n_pred_true)
 
 
-def _components(mask: np.ndarray, touched: np.ndarray) -> tuple[int, int]:
-    """Return the number of components of a mask, and of those that hold one of the flat indices `touched`."""
-    neighbours = np.ones((3,) * mask.ndim)
-    components = np.empty(mask.shape, np.uint16)
-    try:
-        count = int(ndimage.label(mask, neighbours, output=components))
-    except RuntimeError:  # more components than 16 bits count
-        components = np.empty(mask.shape, np.int32)
-        count = int(ndimage.label(mask, neighbours, output=components))
-    seen = np.zeros(count + 1, bool)
-    seen[components.reshape(-1)[touched]] = True
-    return count, int(seen.sum())
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """The runs of a mask `shape` inside a margin of background, as flat indices in rising order; `stops` exclusive."""
+
+    starts: np.ndarray
+    stops: np.ndarray
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, frame: np.ndarray) -> _Runs:
+        flat = frame.reshape(-1)
+        ends = indices_of(flat[1:] != flat[:-1]) + 1
+        return cls(ends[::2], ends[1::2], frame.shape)
+
+    def pairs(self, jump: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of runs, and of those that touch them, corners included, in the line `jump` further on."""
+        first = np.searchsorted(self.stops, self.starts + jump)
+        counts = np.searchsorted(self.starts, self.stops + jump, side="right") - first
+        places = np.repeat(np.arange(len(first)), counts)
+        within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return places, first[places] + within
+
+    def touched_by(self, other: _Runs) -> np.ndarray:
+        """Return which runs share a voxel with one of `other`, `(n,)`."""
+        started = np.searchsorted(other.starts, self.stops)
+        ended = np.searchsorted(other.stops, self.starts, side="right")
+        touched: np.ndarray = started > ended
+        return touched
+
+
+def _components(runs: _Runs, other: _Runs) -> tuple[int, int]:
+    """Return the number of components of a mask, and of those that share a voxel with the other."""
+    count, component = len(runs.starts), np.arange(len(runs.starts))
+    strides = [math.prod(runs.shape[axis + 1 :]) for axis in range(len(runs.shape) - 1)]
+    for offset in itertools.product((-1, 0, 1), repeat=len(strides)):
+        if offset >= (0,) * len(strides):
+            break  # what follows are the same pairs of lines, the other way around
+        one, two = runs.pairs(sum(step * stride for step, stride in zip(offset, strides, strict=True)))
+        joined = coo_array((np.ones(len(one), bool), (component[one], component[two])), shape=(count, count))
+        count, renumbered = connected_components(joined, directed=False)
+        component = renumbered[component]
+    return int(count), len(np.unique(component[runs.touched_by(other)]))

@@ -134,9 +134,8 @@ def score_case(
     voxel_ml = _voxel_ml(spacing_mm)
 
     def score(label: int) -> Row:
-        tolerance_mm = nsd_tolerance_mm(label)
-        widths = np.maximum(margin(masks.spacing_mm), margin(masks.spacing_mm, tolerance_mm)).tolist()
-        return _row(masks.cut(pair.value_of(label), widths), masks.spacing_mm, ref.size, voxel_ml, tolerance_mm)
+        cut = masks.cut(pair.value_of(label))
+        return _row(cut, masks.spacing_mm, ref.size, voxel_ml, nsd_tolerance_mm(label))
 
     if threads == 1 or len(found) == 1:
         return {label: score(label) for label in found}
@@ -177,12 +176,10 @@ class _Masks:
         """Return the values above 0 that occur, in rising order."""
         return sorted({value for boxes in self.boxes for value, box in enumerate(boxes, start=1) if box is not None})
 
-    def cut(self, value: int, margin_voxels: Sequence[int]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return prediction and reference of a value in the box around both, in a margin; None where neither is."""
+    def cut(self, value: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return prediction and reference of a value in the box around both; None where neither is."""
         box = _union(*(boxes[value - 1] if 0 < value <= len(boxes) else None for boxes in self.boxes))
-        if box is None:
-            return None
-        return with_margin(self.pred[box] == value, margin_voxels), with_margin(self.ref[box] == value, margin_voxels)
+        return None if box is None else (self.pred[box] == value, self.ref[box] == value)
 
 
 def _require_labels(probabilities: Any, labels: Sequence[int] | None) -> None:
@@ -292,8 +289,10 @@ def _row(
         counts, lesions, distances, nsd_area = Counts(0, 0, 0, n_voxels), LesionCounts(0, 0, 0, 0), _NONE, math.nan
     else:
         counts, lesions = count(*masks, n_voxels), count_lesions(*masks)
-        distances = framed_distances(*masks, spacing_mm)
-        nsd_area = framed_area_distances(*masks, spacing_mm, tolerance_mm).nsd(tolerance_mm)
+        widths = np.maximum(margin(spacing_mm), margin(spacing_mm, tolerance_mm)).tolist()
+        frames = with_margin(masks[0], widths), with_margin(masks[1], widths)
+        distances = framed_distances(*frames, spacing_mm)
+        nsd_area = framed_area_distances(*frames, spacing_mm, tolerance_mm).nsd(tolerance_mm)
     return {
         "dice": counts.dice,
         "iou": counts.iou,

@@ -1,9 +1,10 @@
-"""Lesions: hand-worked cases and the two sizes of counters."""
+"""Lesions: hand-worked cases, and scipy's labels of random masks."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from segscse.evaluation.lesions import LesionCounts, count_lesions
 
@@ -46,7 +47,22 @@ def test_empty_masks():
     assert LesionCounts(2, 2, 0, 0).f1 == 0
 
 
-def test_more_lesions_than_16_bits_count():
+def test_tens_of_thousands_of_lesions():
     mask = np.zeros((520, 520), bool)
     mask[::2, ::2] = True
     assert count_lesions(mask, mask) == LesionCounts(67_600, 67_600, 67_600, 67_600)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("shape", [(1,), (40,), (1, 9), (23, 17), (11, 1, 8), (13, 9, 16)])
+def test_random_masks_have_the_components_of_scipy(shape, density):
+    random = np.random.default_rng(3)
+    for _ in range(12):
+        pred, ref = (random.random(shape) < density for _ in range(2))
+        (n_pred, n_pred_true), (n_ref, n_ref_found) = (labelled(*pair) for pair in ((pred, ref), (ref, pred)))
+        assert count_lesions(pred, ref) == LesionCounts(n_ref, n_pred, n_ref_found, n_pred_true)
+
+
+def labelled(mask, other):
+    components, count = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    return count, len(np.unique(components[mask & other]))
