@@ -267,14 +267,14 @@ def _preprocess_seconds(planned: PlannedDataset, split: Split) -> float:
 
 
 def _length(config: ExperimentConfig, trial: Trial | None, validation_s: float) -> tuple[int, float]:
-    """Return the steps of a training and its seconds, validations included; they take a twentieth of a budget."""
+    """Return the steps of a training and its seconds, validations included; at most a twentieth of a budget."""
     train = config.train
     if trial is None:
         return 0, 0.0
     if train.max_steps is not None:
         return train.max_steps, train.max_steps * trial.step_s + train.validations * validation_s
     budget = parse_duration(train.budget)
-    validations = min(train.validations * validation_s, max(VALIDATION_SHARE * budget, validation_s))
+    validations = min(train.validations * validation_s, VALIDATION_SHARE * budget)
     return int(max(0.0, budget - validations) / trial.step_s), budget
 
 

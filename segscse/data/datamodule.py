@@ -48,19 +48,20 @@ class PatchStream(IterableDataset):
 class VolumeDataset(Dataset):
     """Whole preprocessed cases, `{"image": (C, X, Y, Z), "label": (X, Y, Z), "case": id}`.
 
-    Without any it holds one empty item, because Lightning skips the validation of a process that has nothing to do,
-    and the others would wait for it.
+    Those that this validation leaves out are empty items. Without any case it holds one empty item, because Lightning
+    skips the validation of a process that has nothing to do, and the others would wait for it.
     """
 
-    def __init__(self, sampler: PatchSampler, cases: Sequence[str]) -> None:
+    def __init__(self, sampler: PatchSampler, cases: Sequence[str], taken: Callable[[int], Sequence[int]]) -> None:
         self.store = sampler.store
         self.cases = cases
+        self.taken = taken
 
     def __len__(self) -> int:
         return max(1, len(self.cases))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not self.cases:
+        if not self.cases or index not in self.taken(len(self.cases)):
             return {}
         case = self.store[self.cases[index]]
         return {"image": case.image, "label": case.label, "case": case.id}
@@ -78,6 +79,7 @@ class SegDataModule(pl.LightningDataModule):
         augment: what to change at random.
         start: number of the next step.
         stop: whether the round is over.
+        taken: which of a number of validation cases the next validation takes.
         group: the processes that share the batches.
     """
 
@@ -88,10 +90,12 @@ class SegDataModule(pl.LightningDataModule):
         augment: AugmentConfig,
         start: Callable[[], int],
         stop: Callable[[], bool],
+        taken: Callable[[int], Sequence[int]] = range,
         group: Group = ALONE,
     ) -> None:
         super().__init__()
         self.sampler = sampler
+        self.taken = taken
         self.validation = validation
         self.augment = augment
         self.group = group
@@ -104,7 +108,7 @@ class SegDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return the validation volumes, one at a time."""
-        volumes = VolumeDataset(self.sampler, self.validation)
+        volumes = VolumeDataset(self.sampler, self.validation, self.taken)
         return DataLoader(volumes, batch_size=None, generator=torch.Generator())
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

@@ -23,13 +23,15 @@ class RunClock:
     By steps, progress is `step / max_steps`. By time, the number of steps that still fit is estimated after
     every step from the median of the recent step times and the time that the validations to come will take,
     and progress advances by its share; so the schedule always ends when the budget does. Validations that would
-    take more than a twentieth of the budget become fewer, the last one always stays.
+    take more than a twentieth of the budget become fewer, and where one of all cases would, it takes a share of them.
 
     Attributes:
         budget_s: seconds for steps and validations, when `max_steps` is None.
         max_steps: number of steps, or None.
         validations: number of validations wanted; one ends each of as many rounds.
-        validation_batches: network calls that a validation takes; its time is estimated by them until it is known.
+        validation_batches: network calls that a validation of all cases takes; its time is estimated by them until it
+            is known.
+        validation_share: share of the cases that a validation takes; 1 by steps, None until a step was measured.
         now: the clock, replaceable in tests.
     """
 
@@ -43,6 +45,7 @@ class RunClock:
     elapsed_s: float = 0.0
     validation_s: float = 0.0
     validations_done: int = 0
+    validation_share: float | None = None
     _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     _mark: float | None = None
     _fresh: int = 0
@@ -71,6 +74,7 @@ class RunClock:
         elif self.elapsed_s >= self.budget_s:  # the first steps may take it all
             self.progress = 1.0
         elif self._recent:
+            self._decide_share()
             left = self._steps_left()
             self.progress = 1.0 if left < 1.0 else self.progress + (1.0 - self.progress) / (left + 1.0)
 
@@ -102,8 +106,8 @@ class RunClock:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        names = ("step", "progress", "elapsed_s", "validation_s", "validations_done", "budget_s", "max_steps")
-        return {name: getattr(self, name) for name in names}
+        names = ("step", "progress", "elapsed_s", "validation_s", "validations_done", "validation_share")
+        return {name: getattr(self, name) for name in (*names, "budget_s", "max_steps")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint; a run that is now to be longer or shorter is that much less or more done."""
@@ -116,12 +120,27 @@ class RunClock:
             used = self.elapsed_s / self.budget_s if self.max_steps is None else self.step / self.max_steps
             self.progress = min(1.0, used)
             self.validations_done = min(self.validations_done, int(self.progress * self.validations))
+            self.validation_s, self.validation_share = 0.0, None
+
+    def validated(self, number: int) -> list[int]:
+        """Return which of `number` cases a validation takes, evenly spread; at least one, and the same every time."""
+        count = max(1, round(number * (1.0 if self.validation_share is None else self.validation_share)))
+        return [place * number // count for place in range(count)]
+
+    def _decide_share(self) -> None:
+        if self.validation_share is None:
+            every = self.validation_batches * self._call_s()
+            self.validation_share = min(1.0, VALIDATION_SHARE * self.budget_s / max(every, 1e-6))
+
+    def _call_s(self) -> float:
+        """Return the seconds of a network call of a validation: a third of a step is the forward pass."""
+        return median(self._recent) / 3
 
     def _validation_estimate(self) -> float:
-        """Return the seconds of a validation: as measured, or from the steps, a third of which is the forward pass."""
+        """Return the seconds of a validation: as measured, or from the steps."""
         if self.validation_s or not self._recent:
             return self.validation_s
-        return self.validation_batches * median(self._recent) / 3
+        return self.validation_batches * self._call_s() * (self.validation_share or 1.0)
 
     def _rounds(self) -> int:
         if self.max_steps is not None:

@@ -60,7 +60,8 @@ class Run:
     Attributes:
         folder: holds `config.yaml`, `plan.json`, `fingerprint.json`, `run.json`, `metrics.csv`, `checkpoints/`,
             `model/`.
-        dice: the model's Dice on the validation cases, on the network's grid; None without such cases.
+        dice: the model's Dice on the validation cases, on the network's grid; on some of them where all would have
+            taken more than a twentieth of the time. None without such cases.
         steps: optimiser steps.
         split: which cases were trained and validated on.
         planned: the data set.
@@ -262,6 +263,7 @@ def _data(setup: RunSetup, clock: RunClock, progress: Progress, group: Group) ->
         config.augment,
         lambda: clock.step,
         lambda: clock.done or (rounds and clock.round_done),
+        clock.validated,
         group,
     )
 

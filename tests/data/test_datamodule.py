@@ -59,6 +59,13 @@ def test_validation_gives_whole_cases(sampler):
         assert torch.equal(volume["label"], sampler.store[volume["case"]].label)
 
 
+def test_cases_that_a_validation_leaves_out_are_empty_items(sampler):
+    module = SegDataModule(sampler, ("case_4", "case_5"), AUGMENT, lambda: 0, lambda: True, lambda number: [number - 1])
+    first, second = module.val_dataloader()
+    assert first == {}
+    assert second["case"] == "case_5"
+
+
 def test_training_batches_are_augmented_as_seed_and_step_say(sampler):
     module = _module(sampler)
     batch = {**sampler.batch(5), "step": 5}
@@ -91,7 +98,7 @@ def test_the_parts_of_two_processes_are_the_batch_of_one(sampler):
 
 def _loaded(sampler, group):
     rounds = Round(0, 3)
-    module = SegDataModule(sampler, [], AUGMENT, rounds.start, rounds.stop, group)
+    module = SegDataModule(sampler, [], AUGMENT, rounds.start, rounds.stop, group=group)
     return [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
 
 

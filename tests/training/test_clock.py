@@ -24,7 +24,7 @@ def _run(clock, time, *, step_s, validation_s=0.0, limit=10_000):
         clock.finish_step()
         progress.append(clock.progress)
         if clock.round_done:
-            time.t += validation_s
+            time.t += validation_s() if callable(validation_s) else validation_s
             clock.finish_validation()
     return progress
 
@@ -72,12 +72,27 @@ class TestByTime:
         _run(clock, clock.now, step_s=0.5, validation_s=1.2)
         assert without.step - clock.step == pytest.approx(4 * 1.2 / 0.5, abs=3)
 
-    @pytest.mark.parametrize(("validation_s", "expected"), [(1.0, 5), (2.5, 2), (4.9, 1), (60.0, 1)])
-    def test_validations_take_no_more_than_a_twentieth_of_the_budget_but_for_the_last(self, validation_s, expected):
+    @pytest.mark.parametrize(("validation_s", "expected"), [(1.0, 5), (2.5, 2), (4.9, 1), (60.0, 1), (3600.0, 1)])
+    def test_validations_take_no_more_than_a_twentieth_of_the_budget(self, validation_s, expected):
         clock = RunClock(100.0, None, 5, validation_batches=int(6 * validation_s), now=FakeTime())
-        _run(clock, clock.now, step_s=0.5, validation_s=validation_s)
+        _run(clock, clock.now, step_s=0.5, validation_s=lambda: validation_s * clock.validation_share)
         assert clock.validations_done == expected
+        assert clock.validation_share == pytest.approx(min(1.0, 5.0 / validation_s))
+        assert clock.step >= 95 / 0.5 - 3
         assert clock.elapsed_s == pytest.approx(100, abs=1.5)
+
+    @pytest.mark.parametrize(("share", "expected"), [(None, [0, 1, 2, 3, 4, 5, 6]), (0.5, [0, 1, 3, 5]), (0.01, [0])])
+    def test_a_validation_that_takes_a_share_of_the_cases_spreads_them(self, share, expected):
+        assert RunClock(100.0, None, 5, validation_share=share).validated(7) == expected
+
+    def test_another_budget_decides_anew_how_many_cases_a_validation_takes(self):
+        clock = RunClock(10.0, None, 5, validation_batches=60, now=FakeTime())
+        _run(clock, clock.now, step_s=0.5, validation_s=0.5)
+        assert clock.validation_share == pytest.approx(0.05)
+        longer = RunClock(200.0, None, 5, validation_batches=60, now=FakeTime())
+        longer.load_state_dict(clock.state_dict())
+        _run(longer, longer.now, step_s=0.5, validation_s=10.0)
+        assert longer.validation_share == 1.0
 
     def test_first_steps_that_take_the_whole_budget_end_it(self):
         clock = RunClock(3.0, None, 2, now=FakeTime())

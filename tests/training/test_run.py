@@ -150,6 +150,25 @@ def test_a_run_ends_with_its_budget(dataset, tmp_path):
     assert 1 <= len(scores(run.folder)) <= 2  # fewer where a busy machine makes them dear
 
 
+def test_a_run_whose_validation_takes_long_validates_on_some_cases_and_spends_its_budget_on_steps(
+    dataset, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("segscse.training.clock.VALIDATION_SHARE", 1e-9)
+    taken, whole = [], SegModule.validation_step
+
+    def validation_step(self, batch, batch_idx):
+        taken.append(batch.get("case"))
+        return whole(self, batch, batch_idx)
+
+    monkeypatch.setattr(SegModule, "validation_step", validation_step)
+    config = tiny_config(train={"max_steps": None, "budget": "1s", "validations": 2}, data={"folds": 2})
+    run = train_run(dataset, tmp_path / "run", config)
+    assert taken == [run.split.validation[0], None, None]
+    assert len(scores(run.folder)) == 1
+    assert run.dice is not None
+    assert float(log_rows(run.folder)[-1]["seconds"]) >= 0.9
+
+
 def test_patience_stops_a_run_that_does_not_improve(dataset, tmp_path):
     config = tiny_config(train={"max_steps": 40, "validations": 20, "patience": 2}, optim={"lr": 1e-12})
     run = train_run(dataset, tmp_path / "run", config)
