@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from segscse.data.content import content_box
 from segscse.data.directions import coarse_image
 from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
 from segscse.data.index import Case, DatasetIndex
@@ -43,7 +44,7 @@ class CaseFacts:
     """What one case contributes to the fingerprint.
 
     Attributes:
-        shape: canonical `(X, Y, Z)`; `spacing_mm` is in the same order.
+        shape: canonical `(X, Y, Z)`; `content_shape`, without empty surroundings, and `spacing_mm` in the same order.
         n_channels: number of image channels.
         label_counts: voxels per label id.
         label_centres_mm: where each foreground label lies, on the canonical axes.
@@ -57,6 +58,7 @@ class CaseFacts:
 
     case: str
     shape: tuple[int, ...]
+    content_shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     n_channels: int
     label_counts: dict[int, int]
@@ -188,6 +190,7 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
     return CaseFacts(
         case=case.id,
         shape=tuple(array.shape[:3]),
+        content_shape=tuple(side.stop - side.start for side in content_box(np.moveaxis(array, -1, 0))),
         spacing_mm=spacing_of(affine),
         n_channels=len(channels),
         label_counts=counts,

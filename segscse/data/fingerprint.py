@@ -37,7 +37,8 @@ class Fingerprint:
     """A data set's cases, voxel sizes, labels and intensities.
 
     Attributes:
-        cases: case ids, sorted; `shapes` and `spacings_mm` follow their order, axes as in RAS.
+        cases: case ids, sorted; `shapes`, `content_shapes` and `spacings_mm` follow their order, axes as in RAS.
+        content_shapes: without the empty surroundings, which preprocessing cuts off; see `segscse.data.content`.
         labels: id to name, background first, as they stand in the files.
         label_voxels: voxels per label id over the data set.
         label_volumes_ml: smallest and largest volume of each foreground label among the cases that have it.
@@ -50,6 +51,7 @@ class Fingerprint:
 
     cases: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    content_shapes: tuple[tuple[int, ...], ...]
     spacings_mm: tuple[tuple[float, ...], ...]
     labels: Mapping[int, str]
     label_voxels: Mapping[int, int]
@@ -89,6 +91,7 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
     return Fingerprint(
         cases=tuple(fact.case for fact in facts),
         shapes=tuple(fact.shape for fact in facts),
+        content_shapes=tuple(fact.content_shape for fact in facts),
         spacings_mm=tuple(fact.spacing_mm for fact in facts),
         labels=dict(sorted(labels.items())),
         label_voxels=dict(sorted(voxels.items())),

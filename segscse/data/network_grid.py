@@ -6,6 +6,7 @@ memory and seconds to import. Prediction does the same axis by axis: the tests h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from segscse.data.content import content_box
 from segscse.data.examine import intensity_problem, read_channels
 from segscse.data.geometry import affine_problem, orthogonal, to_canonical
 from segscse.data.io import Volume
@@ -122,12 +124,16 @@ def check_channels(channels: np.ndarray, source: Volume, plan: Plan) -> np.ndarr
 
 
 def normalise(channel: torch.Tensor, scheme: Normalisation) -> torch.Tensor:
-    """Return one channel normalised; a constant image becomes zero."""
+    """Return one channel `(X, Y, Z)` normalised, float32; a constant image becomes zero."""
     if scheme.scheme == "ct":
         return (channel.clamp(scheme.low, scheme.high) - scheme.mean) / max(scheme.std, 1e-8)
-    mean = channel.mean(dtype=torch.float64)
-    std = (channel.double() - mean).square().mean().sqrt()
-    return ((channel - mean) / std.clamp(min=1e-8)).to(channel.dtype)
+    nonzero = scheme.scheme == "zscore_nonzero"
+    count = max(1, int(torch.count_nonzero(channel))) if nonzero else channel.numel()
+    centred = channel - channel.sum(dtype=torch.float64) / count
+    if nonzero:
+        centred.masked_fill_(channel == 0, 0.0)
+    std = torch.linalg.vector_norm(centred, dtype=torch.float64) / math.sqrt(count)
+    return centred.div_(std.clamp(min=1e-8))
 
 
 def network_shape(shape: Sequence[int], spacing_mm: Sequence[float], plan: Plan) -> tuple[int, ...]:
@@ -152,9 +158,10 @@ def _prepare(channels: np.ndarray, source: Volume, plan: Plan) -> Prepared:
     """Orient, crop what lies outside of the scan's content, resample and normalise."""
     turned, affine = to_canonical(np.moveaxis(channels, 0, -1), orthogonal(source.affine))
     image = np.moveaxis(turned, -1, 0)
-    corner, image = _crop(image)
+    box = content_box(image)
+    image = image[:, *box]
     affine = affine.copy()
-    affine[:3, 3] = nib.affines.apply_affine(affine, corner)
+    affine[:3, 3] = nib.affines.apply_affine(affine, [side.start for side in box])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     target = np.array(_target_spacing(tuple(spacing), plan))
     shape = network_shape(image.shape[1:], tuple(spacing), plan)
@@ -163,24 +170,11 @@ def _prepare(channels: np.ndarray, source: Volume, plan: Plan) -> Prepared:
     axes = [lerp_places(np.arange(shape[axis]) * (target / spacing)[axis], image.shape[axis + 1]) for axis in range(3)]
     out = torch.empty((len(image), *shape))
     for number, (channel, scheme) in enumerate(zip(image, plan.normalisation, strict=True)):
-        out[number] = normalise(torch.from_numpy(_resampled(channel, axes)), scheme)
+        if scheme.before_resampling:
+            channel = normalise(torch.from_numpy(channel.astype(np.float32)), scheme).numpy()
+        resampled = torch.from_numpy(_resampled(channel, axes))
+        out[number] = resampled if scheme.before_resampling else normalise(resampled, scheme)
     return Prepared(out, None, moved, source)
-
-
-def _crop(image: np.ndarray, margin: int = 1) -> tuple[list[int], np.ndarray]:
-    """Return the corner and the part of `(C, X, Y, Z)` that is above the minimum in any channel, and a margin."""
-    above = np.zeros(image.shape[1:], bool)
-    for channel in image:
-        if channel.dtype.kind == "f":  # compared as the network sees it, in 32 bits
-            channel = channel.astype(np.float32, copy=False)
-        above |= channel > channel.min()
-    if not above.any():
-        return [0, 0, 0], image
-    box = []
-    for axis in range(3):
-        rows = np.flatnonzero(above.any(axis=tuple(other for other in range(3) if other != axis)))
-        box.append(slice(max(0, int(rows[0]) - margin), min(above.shape[axis], int(rows[-1]) + 1 + margin)))
-    return [part.start for part in box], image[:, *box]
 
 
 def _resampled(channel: np.ndarray, axes: Sequence[Lerp]) -> np.ndarray:

@@ -22,6 +22,8 @@ MIN_EDGE = 4
 MAX_STAGES = 6
 MAX_SLICE_EDGE = 512
 STEP_VOXELS = 180_000
+# Scans whose content takes less of them than this are normalised within it: nnU-Net's rule.
+MASKED_BELOW = 0.75
 AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")
 SIDES = (
     frozenset({"left", "right", "lh", "rh", "l", "r"}),
@@ -36,13 +38,20 @@ class Normalisation:
 
     `ct`: clip to [low, high], subtract `mean`, divide by `std`, all of the training foreground.
     `zscore`: subtract each image's own mean and divide by its own standard deviation.
+    `zscore_nonzero`: the same of the voxels that are not exactly zero, before resampling; the others stay zero. For
+    scans of which little but empty surroundings is cut away, such as skull-stripped ones.
     """
 
-    scheme: Literal["ct", "zscore"]
+    scheme: Literal["ct", "zscore", "zscore_nonzero"]
     mean: float
     std: float
     low: float
     high: float
+
+    @property
+    def before_resampling(self) -> bool:
+        """Whether it comes before resampling, because interpolation would blur what it goes by."""
+        return self.scheme == "zscore_nonzero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,7 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
     limit = config.data.max_patch_voxels if dims == 3 else MAX_SLICE_EDGE**2
     patch, strides, kernels = plan_topology([shape[a] for a in axes], [spacing[a] for a in axes], limit)
     batch = config.data.batch_size or _batch_size(patch, dims)
+    masked = _content_share(fingerprint) < MASKED_BELOW
     reasons.append(f"median shape at this spacing is {shape}; the patch covers {patch} of axes {axes}")
     return Plan(
         dataset=dataset,
@@ -167,7 +177,7 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
         strides=strides,
         kernel_sizes=kernels,
         channels=tuple(channel.name for channel in fingerprint.channels),
-        normalisation=tuple(_normalisation(channel, config, reasons) for channel in fingerprint.channels),
+        normalisation=tuple(_normalisation(channel, config, masked, reasons) for channel in fingerprint.channels),
         labels=tuple(fingerprint.labels.items()),
         mirror_axes=_mirror_axes(fingerprint, axes, config.augment.mirror, reasons),
         reasons=tuple(reasons),
@@ -177,7 +187,7 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
 def _target_spacing(fingerprint: Fingerprint, reasons: list[str]) -> tuple[float, ...]:
     """Median voxel size; on a strongly coarser axis the 10th percentile, so that thin-sliced cases keep detail."""
     spacings = np.array(fingerprint.spacings_mm)
-    shapes = np.array(fingerprint.shapes)
+    shapes = np.array(fingerprint.content_shapes)
     target = np.median(spacings, axis=0)
     worst = int(target.argmax())
     others = [axis for axis in range(3) if axis != worst]
@@ -194,8 +204,14 @@ def _target_spacing(fingerprint: Fingerprint, reasons: list[str]) -> tuple[float
 
 
 def _median_shape(fingerprint: Fingerprint, spacing: Sequence[float]) -> tuple[int, ...]:
-    extents = np.array(fingerprint.shapes) * np.array(fingerprint.spacings_mm)
+    extents = np.array(fingerprint.content_shapes) * np.array(fingerprint.spacings_mm)
     return tuple(int(size) for size in np.maximum(1, np.rint(np.median(extents / np.array(spacing), axis=0))))
+
+
+def _content_share(fingerprint: Fingerprint) -> float:
+    """Return the share of a scan that its content's box takes, in the median case."""
+    pairs = zip(fingerprint.content_shapes, fingerprint.shapes, strict=True)
+    return float(np.median([np.prod(content) / np.prod(shape) for content, shape in pairs]))
 
 
 def coarsest_axis(spacing_mm: Sequence[float]) -> int:
@@ -259,13 +275,16 @@ def _batch_size(patch: Sequence[int], dims: int) -> int:
     return int(np.clip(fitting, 2, 4 if dims == 3 else 48))
 
 
-def _normalisation(channel: ChannelStats, config: ExperimentConfig, reasons: list[str]) -> Normalisation:
+def _normalisation(channel: ChannelStats, config: ExperimentConfig, masked: bool, reasons: list[str]) -> Normalisation:
     modality = config.data.modality
     if modality == "auto":
         modality = "ct" if _looks_like_ct(channel) else "mr"
-    scheme: Literal["ct", "zscore"] = "ct" if modality == "ct" else "zscore"
+    scheme: Literal["ct", "zscore", "zscore_nonzero"] = "ct"
+    if modality == "mr":
+        scheme = "zscore_nonzero" if masked else "zscore"
     how = "set by data.modality" if config.data.modality != "auto" else "judged by its name and intensities"
-    reasons.append(f"channel {channel.name} is normalised as {modality.upper()}, {how}")
+    where = ", within its voxels that are not zero" if scheme == "zscore_nonzero" else ""
+    reasons.append(f"channel {channel.name} is normalised as {modality.upper()}{where}, {how}")
     spread = channel.std or 1.0
     return Normalisation(scheme, channel.mean, spread, channel.percentile_00_5, channel.percentile_99_5)
 

@@ -17,7 +17,7 @@ MAX_STRIDE = 16
 MAX_KERNEL = 31
 MAX_CHANNELS = 1024
 MAX_LABELS = 10_000
-SCHEMES = ("ct", "zscore")
+SCHEMES = ("ct", "zscore", "zscore_nonzero")
 
 
 def plan_problem(plan: Plan) -> str:

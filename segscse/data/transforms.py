@@ -22,6 +22,7 @@ from monai.transforms import (
     Spacingd,
 )
 
+from segscse.data.content import content_mask
 from segscse.data.examine import read_channels
 from segscse.data.geometry import canonical_grid, orthogonal, same_grid
 from segscse.data.io import Volume, read_labels
@@ -30,7 +31,7 @@ from segscse.data.plan import Normalisation, Plan
 from segscse.errors import InputError
 
 # Goes into the key of cached cases: raise it when the result of `preprocess` changes.
-PREPROCESSING_VERSION = 1
+PREPROCESSING_VERSION = 2
 CANONICAL = (("L", "R"), ("P", "A"), ("I", "S"))
 
 
@@ -99,18 +100,20 @@ class LabelReader(ChannelReader):
 
 
 class Normalised(MapTransform):
-    """Normalise each channel as the plan's `Normalisation` says."""
+    """Normalise each channel as the plan's `Normalisation` says, if it says so for this side of the resampling."""
 
-    def __init__(self, keys: Sequence[str], schemes: Sequence[Normalisation]) -> None:
+    def __init__(self, keys: Sequence[str], schemes: Sequence[Normalisation], *, before_resampling: bool) -> None:
         super().__init__(keys)
         self.schemes = tuple(schemes)
+        self.before_resampling = before_resampling
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with the images normalised."""
         out = dict(data)
         for key in self.key_iterator(out):
             for number, scheme in enumerate(self.schemes):
-                out[key][number] = normalise(out[key][number], scheme)
+                if scheme.before_resampling == self.before_resampling:
+                    out[key][number] = normalise(out[key][number], scheme)
         return out
 
 
@@ -123,9 +126,10 @@ def preprocessing(plan: Plan, *, with_label: bool) -> Compose:
     return Compose(
         [
             Orientationd(keys, axcodes="RAS", labels=CANONICAL),
-            CropForegroundd(keys, source_key="image", select_fn=_above_minimum, margin=1, allow_smaller=True),
+            CropForegroundd(keys, source_key="image", select_fn=_content, margin=1, allow_smaller=True),
+            Normalised(["image"], plan.normalisation, before_resampling=True),
             Spacingd(keys, pixdim=target, mode=modes, padding_mode="border", dtype=np.float32),
-            Normalised(["image"], plan.normalisation),
+            Normalised(["image"], plan.normalisation, before_resampling=False),
         ]
     )
 
@@ -201,8 +205,5 @@ def _label_dtype(n_labels: int) -> torch.dtype:
     return torch.uint8 if n_labels <= 256 else torch.int16
 
 
-def _above_minimum(image: torch.Tensor) -> torch.Tensor:
-    """Select what is not background padding: above the minimum in any channel; everything in a constant image."""
-    flat = image.flatten(1).amin(dim=1).reshape(-1, *[1] * (image.ndim - 1))
-    above = image > flat
-    return above if above.any() else torch.ones_like(above)
+def _content(image: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(content_mask(np.asarray(image)))[None]

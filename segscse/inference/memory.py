@@ -149,7 +149,10 @@ def estimate(
     grids = {member.plan.key: shape for member, shape in zip(members, shapes, strict=True)}
     # Resampling begins along Z: its result is in 32 bits and the other two axes are still the scan's.
     resampled = max(4 * prod(scan.shape[:2]) * shape[2] for shape in grids.values())
-    reading = max(scan.itemsize * voxels, scan.itemsize * voxels // 2 + max(2 * voxels, 2 * resampled))
+    # Normalising before it holds the channel and the result in 32 bits, which in 64 for the spread.
+    early = any(scheme.before_resampling for member in members for scheme in member.plan.normalisation)
+    steps = max(2 * voxels, 2 * resampled + 4 * early * voxels, 17 * early * voxels)
+    reading = max(scan.itemsize * voxels, scan.itemsize * voxels // 2 + steps)
     pieces = BYTES_TO_FIND_PIECES if shared_steps(members) else 0
     batch = options.batch_size or max(member.plan.batch_size for member in members)
     maps = sum(size for size in _map_bytes(options, members, voxels) if size <= MAP_BYTES)

@@ -187,14 +187,18 @@ def shared_steps(members: Sequence[Member]) -> tuple[str, ...]:
 def wanted_voxels(image: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Return `(X, Y, Z)`, False where every channel holds nothing but background air.
 
-    Of a CT channel that is at or below the lower bound that intensities are clipped to, of another channel the
-    smallest value of the image, which the empty surroundings of a scan have. Windows without a wanted voxel are left
+    Of a CT channel that is at or below the lower bound that intensities are clipped to, of a channel normalised within
+    its voxels that are not zero the others, of another the smallest value of the image, which the empty surroundings
+    of a scan have. Windows without a wanted voxel are left
     out as background; all windows over a wanted voxel are evaluated, so nothing changes there.
     """
     wanted = torch.zeros(image.shape[1:], dtype=torch.bool, device=image.device)
     for channel, scheme in zip(image, plan.normalisation, strict=True):
-        bound = normalise(torch.tensor([scheme.low]), scheme)[0] if scheme.scheme == "ct" else channel.min()
-        wanted |= channel > bound
+        if scheme.scheme == "zscore_nonzero":
+            wanted |= channel != 0
+        else:
+            bound = normalise(torch.tensor([scheme.low]), scheme)[0] if scheme.scheme == "ct" else channel.min()
+            wanted |= channel > bound
     return wanted
 
 

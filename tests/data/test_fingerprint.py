@@ -14,6 +14,7 @@ def _fact(case, samples, counts, content="00", **changes):
     fields = {
         "case": case,
         "shape": (4, 5, 6),
+        "content_shape": (4, 4, 5),
         "spacing_mm": (1.0, 1.0, 2.0),
         "n_channels": len(samples),
         "label_counts": counts,
@@ -46,7 +47,7 @@ def test_the_statistics_are_those_of_numpy_over_the_foreground(tiny_dataset):
     assert channel.minimum == min(float(image.min()) for image, _ in cases)
     assert channel.maximum == max(float(image.max()) for image, _ in cases)
     assert not channel.whole_numbers
-    assert fingerprint.shapes == (TINY_SHAPE,) * 6
+    assert fingerprint.shapes == fingerprint.content_shapes == (TINY_SHAPE,) * 6
     assert fingerprint.spacings_mm == ((1.0, 1.0, 1.5),) * 6
     assert fingerprint.label_voxels == {n: sum(int((label == n).sum()) for _, label in cases) for n in range(3)}
     assert fingerprint.labels == {0: "background", 1: "front", 2: "back"}

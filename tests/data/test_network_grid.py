@@ -25,16 +25,16 @@ def _affine(spacing, codes, shape):
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.6, 2.5), (1.9, 0.8, 0.8), (1.0004, 1.0, 3.0)])
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SLA", "PIR"])
-@pytest.mark.parametrize("scheme", ["ct", "zscore"])
+@pytest.mark.parametrize("scheme", ["ct", "zscore", "zscore_nonzero"])
 @pytest.mark.parametrize("slice_axis", [None, 2])
 def test_it_is_what_the_training_transforms_of_monai_make(
     tmp_path, make_volume, build_plan, spacing, codes, scheme, slice_axis
 ):
     rng = np.random.default_rng(1)
-    image = np.full((17, 14, 15), -1000, np.int16)
+    image = np.full((17, 14, 15), 0 if scheme == "zscore_nonzero" else -1000, np.int16)
     image[3:-2, 4:, 2:-4] = rng.integers(-200, 300, (12, 10, 9))
     path = make_volume(tmp_path / "a.nii", image, _affine(spacing, tuple(codes), image.shape))
-    fields = {"normalisation": CT} if scheme == "ct" else {}
+    fields = {"normalisation": CT if scheme == "ct" else (Normalisation(scheme, 0.0, 1.0, 0.0, 1.0),)}
     plan = build_plan(spacing_mm=(1.0, 1.0, 1.5), slice_axis=slice_axis, **fields)
     expected, found = preprocess([path], None, plan), prepare_files([path], {"a": plan})["a"]
     assert found.image.shape == expected.image.shape

@@ -27,12 +27,13 @@ SHAPES = [
 SPACINGS = [(1, 1, 1), (0.5, 0.5, 7.5), (2.635, 5.283, 2.649), (0.15, 0.15, 0.15), (3, 0.7, 0.7), (1, 2, 4)]
 
 
-def _fingerprint(shape=(35, 50, 36), spacing=(1.0, 1.0, 1.0), channels=(MR,), labels=None, shapes=None, spacings=None):
+def _fingerprint(
+    shape=(35, 50, 36), spacing=(1.0, 1.0, 1.0), channels=(MR,), labels=None, shapes=None, spacings=None, content=None
+):
     shapes, spacings = shapes or (shape,) * 3, spacings or (spacing,) * 3
     labels = labels or {0: "background", 1: "nucleus", 2: "shell"}
-    return Fingerprint(
-        tuple(f"c{number}" for number in range(len(shapes))), shapes, spacings, labels, {}, channels, "0"
-    )
+    cases = tuple(f"c{number}" for number in range(len(shapes)))
+    return Fingerprint(cases, shapes, content or shapes, spacings, labels, {}, channels, "0")
 
 
 def _plan(fingerprint, **settings):
@@ -211,6 +212,22 @@ class TestNormalisation:
     def test_a_given_modality_wins(self, modality, scheme):
         plan = _plan(_fingerprint(channels=(MR, CT)), data={"modality": modality})
         assert [item.scheme for item in plan.normalisation] == [scheme, scheme]
+
+    @pytest.mark.parametrize(
+        ("content", "schemes"),
+        [
+            (((36, 40, 40), (38, 40, 40), (40, 40, 40)), ["zscore", "ct"]),
+            (((20, 30, 40), (29, 40, 40), (40, 40, 40)), ["zscore_nonzero", "ct"]),
+        ],
+    )
+    def test_mr_scans_that_are_mostly_empty_surroundings_are_normalised_within_what_is_not_zero(self, content, schemes):
+        plan = _plan(_fingerprint(shape=(40, 40, 40), channels=(MR, CT), content=content))
+        assert [item.scheme for item in plan.normalisation] == schemes
+        assert any("that are not zero" in reason for reason in plan.reasons) == ("zscore_nonzero" in schemes)
+
+    def test_the_patch_covers_the_content_and_not_its_empty_surroundings(self):
+        around, without = _fingerprint(shape=(160, 160, 160), content=((40, 56, 40),) * 3), _fingerprint((40, 56, 40))
+        assert _plan(around).patch_size == _plan(without).patch_size == (40, 56, 40)
 
     def test_a_constant_channel_is_divided_by_one(self):
         assert _plan(_fingerprint(channels=(dataclasses.replace(MR, std=0.0),))).normalisation[0].std == 1.0

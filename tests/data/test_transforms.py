@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813, the field's idiom
 import torch
+from monai.transforms import NormalizeIntensity
 from volumes import TINY_AFFINE, TINY_SHAPE, tiny_case
 
 from segscse.data.io import Volume
@@ -155,6 +156,27 @@ class TestIntensities:
         image = preprocess(paths, None, build_plan(normalisation=schemes, spacing_mm=(1.0, 1.0, 1.0))).image.numpy()
         np.testing.assert_allclose(image[0], (arrays[0].clip(45, 55) - 50) / 9, atol=1e-5)
         np.testing.assert_allclose(image[1], (arrays[1] - arrays[1].mean()) / arrays[1].std(), atol=1e-4)
+
+    def test_within_what_is_not_zero_z_scores_are_monais(self, tmp_path, make_volume, build_plan):
+        rng = np.random.default_rng(0)
+        arrays = [np.zeros((14, 12, 10), np.float32) for _ in range(2)]
+        for array in arrays:
+            array[3:10, 2:9, 3:8] = rng.normal(80, 20, (7, 7, 5))
+        arrays[1][4, 4, 4] = 0
+        paths = [make_volume(tmp_path / f"{n}.nii", array) for n, array in enumerate(arrays)]
+        schemes = (Normalisation("zscore_nonzero", 0.0, 1.0, 0.0, 1.0),) * 2
+        image = preprocess(paths, None, build_plan(normalisation=schemes, spacing_mm=(1.0, 1.0, 1.0))).image
+        box = (slice(None), slice(2, 11), slice(1, 10), slice(2, 9))
+        expected = NormalizeIntensity(nonzero=True, channel_wise=True)(torch.tensor(np.stack(arrays)))[box]
+        np.testing.assert_allclose(image, expected, atol=1e-5)
+        assert not image[:, 0].any()
+
+    def test_within_what_is_not_zero_scores_come_before_resampling(self, tmp_path, make_volume, build_plan):
+        image = np.zeros((12, 12, 12), np.float32)
+        image[3:9, 3:9, 3:9] = np.random.default_rng(0).normal(500, 10, (6, 6, 6))
+        path = make_volume(tmp_path / "a.nii", image)
+        plan = build_plan(normalisation=(Normalisation("zscore_nonzero", 0.0, 1.0, 0.0, 1.0),), spacing_mm=(0.8,) * 3)
+        assert preprocess([path], None, plan).image.abs().max() < 4  # afterwards the rim would lie at -20
 
     @pytest.mark.parametrize("value", [0.0, 7.0, -1024.0])
     def test_a_constant_image_becomes_zero(self, tmp_path, make_volume, build_plan, value):

@@ -97,18 +97,19 @@ class TestPostprocessing:
 
 
 class TestForegroundOnly:
-    @pytest.mark.parametrize("scheme", ["ct", "zscore"])
+    @pytest.mark.parametrize("scheme", ["ct", "zscore", "zscore_nonzero"])
     def test_leaves_the_labels_of_everything_but_air_as_they_are(self, scheme):
         normalisation = (Normalisation(scheme, 40.0, 90.0, -150.0, 250.0),)
         plan = tiny_plan(patch_size=(8, 8, 8), normalisation=normalisation)
         rng = np.random.default_rng(0)
-        image = np.full((40, 36, 30), -1000.0, np.float32)
+        air = 0.0 if scheme == "zscore_nonzero" else -1000.0
+        image = np.full((40, 36, 30), air, np.float32)
         image[2:10, 3:9, 4:12] = rng.normal(50, 60, (8, 6, 8))
         image[30:37, 28:34, 20:28] = rng.normal(50, 60, (7, 6, 8))
         predictor = _predictor(plan)
         whole = predictor.predict((image, np.eye(4)))
         partial = predictor.predict((image, np.eye(4)), foreground_only=True)
-        body = image > -150
+        body = (image > -150) & (image != air)
         np.testing.assert_array_equal(partial.array[body], whole.array[body])
         assert whole.windows[1] == 0
         assert sum(partial.windows) == whole.windows[0]
