@@ -111,7 +111,7 @@ class DataConfig:
     split_seed: Whole = 12345
     """Seed of the shuffle before the split; nnU-Net's, so that folds compare."""
     foreground_share: float = 0.33
-    """Share of patches that are centred on a foreground voxel."""
+    """Share of patches that are centred on a foreground voxel; one of every batch at least, unless 0."""
     cache_gb: float = 4.0
     """Decoded cases stay in memory up to this size, on disk beyond."""
 
@@ -173,8 +173,8 @@ class OptimConfig:
     """Muon with AdamW for vectors, AdamW for all, or SGD with Nesterov momentum 0.99."""
     lr: float | None = None
     """Peak learning rate; 8e-3 for Muon, 3e-3 for AdamW and 1e-2 for SGD if not given."""
-    weight_decay: float = 1e-2
-    """Decoupled (AdamW) or L2 (SGD) weight decay."""
+    weight_decay: float | None = None
+    """Decoupled (Muon, AdamW) or L2 (SGD) weight decay; 1e-2, and 3e-5 for SGD, if not given."""
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     """How the rate falls after the warm-up."""
     warmup: float = 0.05
@@ -188,7 +188,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.lr is None or 0 < self.lr < float("inf"), "optim.lr", self.lr, "> 0 and finite")
-        good = 0 <= self.weight_decay < float("inf")
+        good = self.weight_decay is None or 0 <= self.weight_decay < float("inf")
         _require(good, "optim.weight_decay", self.weight_decay, ">= 0 and finite")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "> 0")

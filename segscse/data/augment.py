@@ -97,9 +97,14 @@ def _uniform(low: float, high: float, draws: Draws) -> torch.Tensor:
     return torch.tensor([rng.uniform(low, high) for rng in draws], dtype=torch.float32)
 
 
+def _by_channel(low: float, high: float, draws: Draws, image: torch.Tensor) -> torch.Tensor:
+    """Return `(B, C)` numbers, a draw for each channel of `(B, C, *S)`."""
+    return torch.tensor(np.array([rng.uniform(low, high, image.shape[1]) for rng in draws]), dtype=torch.float32)
+
+
 def _spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Shape `(B,)` so that it broadcasts over `like`, on its device."""
-    return values.to(like.device).reshape(-1, *[1] * (like.ndim - 1))
+    """Shape `(B,)` or `(B, C)` so that it broadcasts over `like`, on its device."""
+    return values.to(like.device).reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
 
 def _rotations(spacing_mm: Sequence[float], limit_deg: float, draws: Draws) -> torch.Tensor:
@@ -170,17 +175,18 @@ def gaussian_blur(volume: torch.Tensor, sigma_vox: float) -> torch.Tensor:
 
 def _brightness(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
     chosen = _chance(config.brightness_p, draws)
-    factor = torch.where(chosen, _uniform(0.75, 1.25, draws), 1.0)
+    factor = torch.where(chosen[:, None], _by_channel(0.75, 1.25, draws, image), 1.0)
     return image * _spread(factor, image) if chosen.any() else image
 
 
 def _contrast(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
     chosen = _chance(config.contrast_p, draws)
-    factor = _uniform(0.75, 1.25, draws)
+    factor = _by_channel(0.75, 1.25, draws, image).to(image.device)
     for index in chosen.nonzero()[:, 0].tolist():
         flat = image[index].flatten(1)
         mean, low, high = flat.mean(1, keepdim=True), flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-        image[index] = ((flat - mean) * float(factor[index]) + mean).clamp(low, high).reshape(image[index].shape)
+        stretched = (flat - mean) * factor[index][:, None] + mean
+        image[index] = stretched.clamp(low, high).reshape(image[index].shape)
     return image
 
 
@@ -197,16 +203,16 @@ def _low_resolution(image: torch.Tensor, config: AugmentConfig, draws: Draws) ->
 
 
 def _gamma(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
-    """Apply a gamma curve per sample, to the inverted image one time in four; mean and spread are kept."""
+    """Apply a gamma curve per channel, to the inverted image one time in four; mean and spread are kept."""
     chosen = _chance(config.gamma_p, draws)
     inverted = _chance(0.25, draws)
-    exponent = _uniform(0.7, 1.5, draws)
+    exponent = _by_channel(0.7, 1.5, draws, image).to(image.device)
     for index in chosen.nonzero()[:, 0].tolist():
         sign = -1.0 if inverted[index] else 1.0
         flat = image[index].flatten(1) * sign
         mean, std = flat.mean(1, keepdim=True), flat.std(1, keepdim=True)
         low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-        curved = ((flat - low) / (high - low).clamp(min=1e-7)) ** float(exponent[index])
+        curved = ((flat - low) / (high - low).clamp(min=1e-7)) ** exponent[index][:, None]
         curved = (curved - curved.mean(1, keepdim=True)) / curved.std(1, keepdim=True).clamp(min=1e-7)
         image[index] = ((curved * std + mean) * sign).reshape(image[index].shape)
     return image

@@ -26,7 +26,8 @@ class PatchSampler:
 
     Attributes:
         cut_size: voxels cut along each window axis; at least the plan's patch, the rest is for augmentation.
-        foreground_share: share of patches centred on a voxel of a random class that the case has.
+        foreground_share: share of patches centred on a voxel of a random class that the case has; at least one of
+            every batch, unless 0.
     """
 
     store: CaseStore
@@ -47,6 +48,7 @@ class PatchSampler:
         """
         size = self.plan.batch_size
         n_foreground = int(np.floor(size * self.foreground_share + self._rng(step, _COUNT).random()))
+        n_foreground = max(n_foreground, 1 if self.foreground_share > 0 else 0)
         cuts = [
             self._cut(self._rng(step, _CUT, index), foreground=index < n_foreground)
             for index in share(range(size), rank, world)

@@ -24,8 +24,9 @@ def _constant(x: float) -> float:
     return 1.0
 
 
-# Muon's and AdamW's give the best Dice of short runs (README); SGD's is nnU-Net's.
+# Muon's and AdamW's rates give the best Dice of short runs (tests/benchmarks/README.md); SGD's numbers are nnU-Net's.
 PEAK_RATES = {"muon": 8e-3, "adamw": 3e-3, "sgd": 1e-2}
+WEIGHT_DECAYS = {"muon": 1e-2, "adamw": 1e-2, "sgd": 3e-5}
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": _cosine, "poly": _poly, "constant": _constant}
 
 
@@ -48,8 +49,9 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: OptimConfi
     vectors: list[torch.nn.Parameter] = []
     for parameter in parameters:
         (matrices if parameter.ndim > 1 else vectors).append(parameter)
+    decay = WEIGHT_DECAYS[config.name] if config.weight_decay is None else config.weight_decay
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": matrices, "weight_decay": decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     lr = peak_rate(config)

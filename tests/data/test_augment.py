@@ -234,13 +234,20 @@ class TestIntensities:
         assert (out.flatten(2).amax(2) <= image.flatten(2).amax(2) + 1e-6).all()
         assert (out.flatten(2).amin(2) >= image.flatten(2).amin(2) - 1e-6).all()
 
-    def test_brightness_is_one_factor_per_sample(self):
-        image, _ = _batch((10, 10), size=32)
+    def test_brightness_is_one_factor_per_sample_and_channel(self):
+        image = torch.rand(32, 3, 10, 10, generator=_generator()) + 0.5
         out = augment._brightness(image, dataclasses.replace(NOTHING, brightness_p=1.0), _draws(32))
-        factors = (out / image).flatten(1)
-        np.testing.assert_allclose(factors, factors[:, :1].expand_as(factors), rtol=1e-4)
+        factors = (out / image).flatten(2)
+        np.testing.assert_allclose(factors, factors[:, :, :1].expand_as(factors), rtol=1e-4)
+        assert len(factors[:, :, 0].unique()) == 32 * 3
         assert 0.75 <= factors.min() < 0.85
         assert 1.15 < factors.max() <= 1.25 + 1e-5
+
+    @pytest.mark.parametrize("name", ["contrast", "gamma"])
+    def test_channels_that_are_alike_are_changed_each_by_itself(self, name):
+        image = torch.rand(1, 1, 10, 10, generator=_generator()).expand(4, 3, 10, 10).clone()
+        out = getattr(augment, f"_{name}")(image, dataclasses.replace(NOTHING, **{f"{name}_p": 1.0}), _draws(4))
+        assert all(not torch.allclose(sample[a], sample[b]) for sample in out for a, b in ((0, 1), (0, 2), (1, 2)))
 
     def test_noise_is_added_with_a_variance_of_at_most_a_tenth(self):
         image = torch.zeros(64, 1, 20, 20)

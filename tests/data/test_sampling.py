@@ -107,13 +107,16 @@ def test_batches_are_the_same_whatever_the_cache(tmp_path, tiny_dataset, build_p
 
 
 class TestPlaces:
-    @pytest.mark.parametrize("share", [0.0, 0.33, 1.0])
+    @pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (0.1, 0.5), (0.33, 0.5), (0.8, 0.8), (1.0, 1.0)])
     @pytest.mark.parametrize("flat", [False, True])
-    def test_the_share_of_patches_with_foreground_is_as_asked(self, sampler, needle, share, flat):
+    def test_the_share_of_patches_with_foreground_is_as_asked_but_one_of_each_batch(
+        self, sampler, needle, share, expected, flat
+    ):
         fields = _flat(spacing_mm=(1.0, 1.0, 1.0)) if flat else {"spacing_mm": (1.0, 1.0, 1.0)}
         source = sampler(cases=[needle], share=share, **fields)
         hits = [bool(label.any()) for step in range(300) for label in source.batch(step)["label"]]
-        assert np.mean(hits) == pytest.approx(share, abs=0.06 if 0 < share < 1 else 0.005)
+        assert np.mean(hits) == pytest.approx(expected, abs=0.06 if share == 0.8 else 0.005)
+        assert all(any(pair) for pair in zip(hits[::2], hits[1::2], strict=True)) == (share > 0)
 
     def test_classes_are_chosen_alike_whatever_their_size(self, sampler, tmp_path, make_volume):
         label = np.zeros((40, 40, 40), np.uint8)

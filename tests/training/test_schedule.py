@@ -66,6 +66,13 @@ def test_every_optimiser_has_a_rate_of_its_own_that_a_given_one_replaces(name):
     assert peak_rate(OptimConfig(name=name)) != 0.25
 
 
+@pytest.mark.parametrize(("name", "decay"), [("muon", 1e-2), ("adamw", 1e-2), ("sgd", 3e-5)])
+def test_every_optimiser_has_a_weight_decay_of_its_own(name, decay):
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    assert build_optimizer([weight], OptimConfig(name=name)).param_groups[0]["weight_decay"] == decay
+    assert build_optimizer([weight], OptimConfig(name=name, weight_decay=0.0)).param_groups[0]["weight_decay"] == 0
+
+
 def test_sgd_takes_the_nesterov_step_worked_out_by_hand():
     weight = torch.nn.Parameter(torch.tensor([[2.0]]))
     optimizer = build_optimizer([weight], OptimConfig(name="sgd", lr=0.1, weight_decay=0.0))
