@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,8 @@ MAX_SLICE_EDGE = 512
 STEP_VOXELS = 180_000
 # Scans whose content takes less of them than this are normalised within it: nnU-Net's rule.
 MASKED_BELOW = 0.75
+# Share of the median scan that a patch should see, and below which a coarser spacing is proposed.
+CONTEXT, LITTLE_CONTEXT = 0.1, 0.05
 AXIS_NAMES = ("right-left", "anterior-posterior", "superior-inferior")
 SIDES = (
     frozenset({"left", "right", "lh", "rh", "l", "r"}),
@@ -167,7 +170,7 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
     batch = config.data.batch_size or _batch_size(patch, dims)
     masked = _content_share(fingerprint) < MASKED_BELOW
     reasons.append(f"median shape at this spacing is {shape}; the patch covers {patch} of axes {axes}")
-    return Plan(
+    plan = Plan(
         dataset=dataset,
         spatial_dims=dims,
         spacing_mm=tuple(float(size) for size in spacing),  # type: ignore[arg-type]
@@ -181,6 +184,32 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
         labels=tuple(fingerprint.labels.items()),
         mirror_axes=_mirror_axes(fingerprint, axes, config.augment.mirror, reasons),
         reasons=tuple(reasons),
+    )
+    note = context_note(plan, fingerprint)
+    return plan if note is None else replace(plan, reasons=(*plan.reasons, note))
+
+
+def context_note(plan: Plan, fingerprint: Fingerprint) -> str | None:
+    """Return what to do where a 3D patch sees little of a scan, in a sentence; None where it sees enough.
+
+    nnU-Net plans a second, coarser network below a quarter of the median scan. Here the spacing stays the data's, and
+    the one that is named grows likewise: all axes by the same factor, those coarser by more than two only with the
+    others.
+    """
+    if plan.spatial_dims == 2:
+        return None
+    spacing, patch_voxels = np.array(plan.spacing_mm), math.prod(plan.patch_size)
+    share = seen = patch_voxels / math.prod(_median_shape(fingerprint, plan.spacing_mm))
+    if share >= LITTLE_CONTEXT:
+        return None
+    while seen < CONTEXT:
+        fine = spacing * 2 < spacing.max()
+        spacing = np.where(fine | ~fine.any(), spacing * 1.03, spacing)
+        seen = patch_voxels / math.prod(_median_shape(fingerprint, spacing.tolist()))
+    coarser = " ".join(f"{size:.2g}" for size in spacing)
+    return (
+        f"the patch sees {share:.1%} of the median scan: structures that are told apart by their surroundings may do "
+        f"better with --data.spacing-mm {coarser}, small ones with a larger --data.max-patch-voxels"
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from segscse.config import ExperimentConfig, TrainConfig, load_config
-from segscse.data.plan import load_plan
+from segscse.data.plan import context_note, load_plan
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import Split, make_split
 from segscse.errors import InputError
@@ -120,6 +120,8 @@ def set_up(request: RunRequest, console: Console, held: ExitStack, world: int = 
         planned = plan_dataset(request.dataset, config, labels=request.labels, progress=progress)
     for found in planned.warnings:
         warn(console, f"{found.file or found.case}: {found.problem}")
+    if note := context_note(planned.plan, planned.fingerprint):
+        warn(console, f"{request.dataset}: {note}")
     refuse_odd_parts(planned.plan.batch_size, world)
     split = make_split(planned.index.cases, request.fold, folds=config.data.folds, seed=config.data.split_seed)
     network = network_arguments(planned.plan, config.model)

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from segscse.config import load_config
 from segscse.data.examine import examine_dataset
 from segscse.data.fingerprint import ChannelStats, Fingerprint, make_fingerprint
 from segscse.data.index import open_dataset
-from segscse.data.plan import Normalisation, Plan, load_plan, make_plan, plan_topology, save_plan
+from segscse.data.plan import Normalisation, Plan, context_note, load_plan, make_plan, plan_topology, save_plan
 from segscse.errors import InputError
 
 MR = ChannelStats("MRI", 180.0, 40.0, 90.0, 270.0, 0.0, 400.0, False)
@@ -224,6 +225,28 @@ class TestNormalisation:
         plan = _plan(_fingerprint(shape=(40, 40, 40), channels=(MR, CT), content=content))
         assert [item.scheme for item in plan.normalisation] == schemes
         assert any("that are not zero" in reason for reason in plan.reasons) == ("zscore_nonzero" in schemes)
+
+    def test_a_patch_that_sees_little_of_the_scan_says_which_spacing_would_see_more(self):
+        large = _fingerprint(shape=(512, 512, 400), spacing=(0.8, 0.8, 1.0), channels=(CT,))
+        note = context_note(_plan(large), large)
+        assert _plan(large).reasons[-1] == note
+        spacing = [float(size) for size in re.search(r"--data.spacing-mm ([\d. ]+)", note)[1].split()]
+        coarser = _plan(large, data={"spacing_mm": spacing})
+        seen = np.prod(coarser.patch_size) / np.prod(np.array((512, 512, 400)) * (0.8, 0.8, 1.0) / spacing)
+        assert 0.08 < seen < 0.13
+        assert context_note(coarser, large) is None
+
+    def test_thick_slices_stay_until_the_plane_is_half_as_coarse(self):
+        flat = _fingerprint(shape=(512, 512, 90), spacing=(0.7, 0.7, 5.0), channels=(CT,))
+        note = context_note(_plan(flat), flat)
+        first, second, third = (float(size) for size in re.search(r"-mm ([\d. ]+)", note)[1].split())
+        assert first == second > 0.7
+        assert third == 5.0
+        assert context_note(_plan(flat, model={"spatial_dims": 2}), flat) is None
+
+    def test_small_scans_need_no_other_spacing(self):
+        fingerprint = _fingerprint(shape=(91, 109, 91))
+        assert context_note(_plan(fingerprint), fingerprint) is None
 
     def test_the_patch_covers_the_content_and_not_its_empty_surroundings(self):
         around, without = _fingerprint(shape=(160, 160, 160), content=((40, 56, 40),) * 3), _fingerprint((40, 56, 40))
