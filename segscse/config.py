@@ -111,7 +111,7 @@ class DataConfig:
     split_seed: Whole = 12345
     """Seed of the shuffle before the split; nnU-Net's, so that folds compare."""
     foreground_share: float = 0.33
-    """Share of patches that are centred on a foreground voxel; one of every batch at least, unless 0."""
+    """Share of patches that are centred on a foreground voxel; one of every two or more at least, unless 0."""
     cache_gb: float = 4.0
     """Decoded cases stay in memory up to this size, on disk beyond."""
 
@@ -205,7 +205,8 @@ class TrainConfig:
     max_steps: WholeOrNone = None
     """Number of optimiser steps; when given, it takes the place of the budget and makes runs repeatable."""
     validations: Whole = 5
-    """How often the validation cases are segmented whole; less often where that would take 5 % of the budget."""
+    """How often the validation cases are segmented whole; less often, or fewer of them, where that would take more than
+    5 % of the budget. The scores that follow the training are of all."""
     patience: WholeOrNone = None
     """Stop after this many validations without a better Dice, and keep the best model instead of the last; or never."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -22,7 +22,7 @@ from segscse.errors import InputError
 from segscse.hardware import Machine, examine_machine, pick_device, pick_precision
 from segscse.limits import size_text
 from segscse.nets.build import check_attention
-from segscse.training.clock import VALIDATION_SHARE
+from segscse.training.clock import VALIDATION_SHARE, affordable_cases
 from segscse.training.memory import (
     TrainingEstimate,
     build_probe,
@@ -61,7 +61,7 @@ class Forecast:
         device: where it would run.
         precision: `bf16` or `fp32`.
         training_cases: of the fold.
-        validation_cases: of the fold.
+        validation_cases: of the fold; `validated_cases` of them are taken by the validations of the training.
         estimate: memory beyond the program's, worked out from shapes.
         peak: bytes of the process at its largest: measured steps, with the cases and a validation; 0 if unmeasured.
         trial: the measured steps; None where they failed.
@@ -78,6 +78,7 @@ class Forecast:
     precision: str
     training_cases: int
     validation_cases: int
+    validated_cases: int
     estimate: TrainingEstimate
     peak: int
     trial: Trial | None
@@ -194,8 +195,7 @@ def _forecast(
 
     fits = _noted(findings, room)
     trial = _measured(planned, split, config, device, precision, findings) if fits else None
-    batches = sum(n_batches(shape, planned.plan) for shape in _shapes(planned, split.validation))
-    validation_s = 0.0 if trial is None else batches * trial.window_s
+    taken, validation_s = _validation(planned, split, config, trial)
     steps, run_s = _length(config, trial, validation_s)
     if trial is not None and steps < FEW_STEPS:
         problem = f"the run has {steps} steps, too few to learn much from"
@@ -206,6 +206,7 @@ def _forecast(
         precision=precision,
         training_cases=len(split.training),
         validation_cases=len(split.validation),
+        validated_cases=taken,
         estimate=estimate,
         peak=0 if trial is None else _peak(trial, estimate),
         trial=trial,
@@ -266,15 +267,29 @@ def _preprocess_seconds(planned: PlannedDataset, split: Split) -> float:
     return seconds[-1] * sum(voxels[name] for name in used) / voxels[case.id]
 
 
+def _validation(
+    planned: PlannedDataset, split: Split, config: ExperimentConfig, trial: Trial | None
+) -> tuple[int, float]:
+    """Return how many cases a validation of the training takes, and its seconds."""
+    shapes = zip(split.validation, _shapes(planned, split.validation), strict=True)
+    calls = {name: n_batches(shape, planned.plan) for name, shape in shapes}
+    if trial is None:
+        return len(calls), 0.0
+    taken = list(calls)
+    if config.train.max_steps is None:
+        taken = affordable_cases([calls], VALIDATION_SHARE * parse_duration(config.train.budget) / trial.window_s)
+    return len(taken), sum(calls[name] for name in taken) * trial.window_s
+
+
 def _length(config: ExperimentConfig, trial: Trial | None, validation_s: float) -> tuple[int, float]:
-    """Return the steps of a training and its seconds, validations included; at most a twentieth of a budget."""
+    """Return the steps of a training and its seconds; validations take a twentieth of a budget, or one case."""
     train = config.train
     if trial is None:
         return 0, 0.0
     if train.max_steps is not None:
         return train.max_steps, train.max_steps * trial.step_s + train.validations * validation_s
     budget = parse_duration(train.budget)
-    validations = min(train.validations * validation_s, VALIDATION_SHARE * budget)
+    validations = min(train.validations * validation_s, max(VALIDATION_SHARE * budget, validation_s))
     return int(max(0.0, budget - validations) / trial.step_s), budget
 
 

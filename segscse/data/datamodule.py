@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -52,7 +52,7 @@ class VolumeDataset(Dataset):
     skips the validation of a process that has nothing to do, and the others would wait for it.
     """
 
-    def __init__(self, sampler: PatchSampler, cases: Sequence[str], taken: Callable[[int], Sequence[int]]) -> None:
+    def __init__(self, sampler: PatchSampler, cases: Sequence[str], taken: Callable[[], Collection[str]]) -> None:
         self.store = sampler.store
         self.cases = cases
         self.taken = taken
@@ -61,7 +61,7 @@ class VolumeDataset(Dataset):
         return max(1, len(self.cases))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not self.cases or index not in self.taken(len(self.cases)):
+        if not self.cases or self.cases[index] not in self.taken():
             return {}
         case = self.store[self.cases[index]]
         return {"image": case.image, "label": case.label, "case": case.id}
@@ -79,7 +79,7 @@ class SegDataModule(pl.LightningDataModule):
         augment: what to change at random.
         start: number of the next step.
         stop: whether the round is over.
-        taken: which of a number of validation cases the next validation takes.
+        taken: the validation cases that the next validation takes; all if not given.
         group: the processes that share the batches.
     """
 
@@ -90,12 +90,12 @@ class SegDataModule(pl.LightningDataModule):
         augment: AugmentConfig,
         start: Callable[[], int],
         stop: Callable[[], bool],
-        taken: Callable[[int], Sequence[int]] = range,
+        taken: Callable[[], Collection[str]] | None = None,
         group: Group = ALONE,
     ) -> None:
         super().__init__()
         self.sampler = sampler
-        self.taken = taken
+        self.taken = taken or (lambda: validation)
         self.validation = validation
         self.augment = augment
         self.group = group

@@ -158,7 +158,7 @@ def _prepare(channels: np.ndarray, source: Volume, plan: Plan) -> Prepared:
     """Orient, crop what lies outside of the scan's content, resample and normalise."""
     turned, affine = to_canonical(np.moveaxis(channels, 0, -1), orthogonal(source.affine))
     image = np.moveaxis(turned, -1, 0)
-    box = content_box(image)
+    box = content_box(image, zeros=plan.zeros_are_content)
     image = image[:, *box]
     affine = affine.copy()
     affine[:3, 3] = nib.affines.apply_affine(affine, [side.start for side in box])

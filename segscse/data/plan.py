@@ -17,7 +17,8 @@ from segscse.data.plan_check import plan_problem
 from segscse.errors import InputError
 from segscse.files import digest, read_json, write_json
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 1: zeros count as content of a scan; see `segscse.data.content`
 ANISOTROPY = 3.0
 MIN_EDGE = 4
 MAX_STAGES = 6
@@ -42,7 +43,7 @@ class Normalisation:
     `ct`: clip to [low, high], subtract `mean`, divide by `std`, all of the training foreground.
     `zscore`: subtract each image's own mean and divide by its own standard deviation.
     `zscore_nonzero`: the same of the voxels that are not exactly zero, before resampling; the others stay zero. For
-    scans of which little but empty surroundings is cut away, such as skull-stripped ones.
+    scans with wide empty surroundings, such as skull-stripped ones.
     """
 
     scheme: Literal["ct", "zscore", "zscore_nonzero"]
@@ -102,6 +103,11 @@ class Plan:
         return tuple(label for label, _ in self.labels)
 
     @property
+    def zeros_are_content(self) -> bool:
+        """Whether voxels of exactly zero count as content of a scan, as when the first models were trained."""
+        return self.version < 2
+
+    @property
     def key(self) -> str:
         """Digest over everything that decides the preprocessed data; caches are keyed by it."""
         return digest([self.spacing_mm, self.slice_axis, asdict(self)["normalisation"], self.labels, self.version])
@@ -123,9 +129,9 @@ class Plan:
             raise InputError(
                 f"is no plan; missing or unknown: {wrong}", file=file, remedy="Make it with `segscse plan`"
             )
-        if value["version"] != PLAN_VERSION:
+        if value["version"] not in READABLE_VERSIONS:
             raise InputError(
-                f"is of version {value['version']}, this segscse reads {PLAN_VERSION}",
+                f"is of version {value['version']}, this segscse reads {' and '.join(map(str, READABLE_VERSIONS))}",
                 file=file,
                 remedy="Plan again",
             )

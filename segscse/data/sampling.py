@@ -27,7 +27,7 @@ class PatchSampler:
     Attributes:
         cut_size: voxels cut along each window axis; at least the plan's patch, the rest is for augmentation.
         foreground_share: share of patches centred on a voxel of a random class that the case has; at least one of
-            every batch, unless 0.
+            every batch of two or more, unless 0.
     """
 
     store: CaseStore
@@ -48,7 +48,8 @@ class PatchSampler:
         """
         size = self.plan.batch_size
         n_foreground = int(np.floor(size * self.foreground_share + self._rng(step, _COUNT).random()))
-        n_foreground = max(n_foreground, 1 if self.foreground_share > 0 else 0)
+        if size > 1 and self.foreground_share > 0:  # of one patch a batch, the others would never be seen
+            n_foreground = max(n_foreground, 1)
         cuts = [
             self._cut(self._rng(step, _CUT, index), foreground=index < n_foreground)
             for index in share(range(size), rank, world)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,11 +122,12 @@ def preprocessing(plan: Plan, *, with_label: bool) -> Compose:
     keys = ["image", "label"] if with_label else ["image"]
     modes = ["bilinear", "nearest"][: len(keys)]
     # MONAI keeps an axis's own spacing where the target is not positive: slices are not mixed in 2D.
+    content = partial(_content, zeros=plan.zeros_are_content)
     target = [-1.0 if axis == plan.slice_axis else size for axis, size in enumerate(plan.spacing_mm)]
     return Compose(
         [
             Orientationd(keys, axcodes="RAS", labels=CANONICAL),
-            CropForegroundd(keys, source_key="image", select_fn=_content, margin=1, allow_smaller=True),
+            CropForegroundd(keys, source_key="image", select_fn=content, margin=1, allow_smaller=True),
             Normalised(["image"], plan.normalisation, before_resampling=True),
             Spacingd(keys, pixdim=target, mode=modes, padding_mode="border", dtype=np.float32),
             Normalised(["image"], plan.normalisation, before_resampling=False),
@@ -205,5 +206,5 @@ def _label_dtype(n_labels: int) -> torch.dtype:
     return torch.uint8 if n_labels <= 256 else torch.int16
 
 
-def _content(image: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(content_mask(np.asarray(image)))[None]
+def _content(image: torch.Tensor, *, zeros: bool) -> torch.Tensor:
+    return torch.from_numpy(content_mask(np.asarray(image), zeros=zeros))[None]

@@ -151,7 +151,7 @@ def estimate(
     resampled = max(4 * prod(scan.shape[:2]) * shape[2] for shape in grids.values())
     # Normalising before it holds the channel and the result in 32 bits, which in 64 for the spread.
     early = any(scheme.before_resampling for member in members for scheme in member.plan.normalisation)
-    steps = max(2 * voxels, 2 * resampled + 4 * early * voxels, 17 * early * voxels)
+    steps = max(3 * voxels, 2 * resampled + 4 * early * voxels, 17 * early * voxels)
     reading = max(scan.itemsize * voxels, scan.itemsize * voxels // 2 + steps)
     pieces = BYTES_TO_FIND_PIECES if shared_steps(members) else 0
     batch = options.batch_size or max(member.plan.batch_size for member in members)

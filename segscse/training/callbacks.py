@@ -291,9 +291,9 @@ class RunProgress(Callback):
         if not self.console.is_terminal:
             loss = "-" if self.loss is None else f"{self.loss:.3f}"
             left = format_seconds(self.clock.seconds_left)
-            share = self.clock.validation_share or 1.0
-            of = f" of {share:.0%} of the cases" if share < 1 else ""
-            self.console.print(f"step {self.clock.step}: loss {loss}, validation Dice{of} {self.dice}, {left} left")
+            taken, every = len(self.clock.validation_cases()), sum(map(len, self.clock.validation_calls))
+            of = f" ({taken} of {every} cases)" if taken < every else ""
+            self.console.print(f"step {self.clock.step}: loss {loss}, validation Dice {self.dice}{of}, {left} left")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove the bar."""

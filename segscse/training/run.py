@@ -190,6 +190,7 @@ def _keeper(setup: RunSetup, clock: RunClock, average: AveragedWeights | None, g
         if not group.first:
             return
         chosen = {"step": clock.step, "validation": scores, "config": to_builtin(asdict(config))}
+        chosen |= {"validated_cases": clock.validation_cases() if clock.validations_done else []}
         save_model(folder / "model", ModelFolder(plan, setup.network, {**setup.record, **chosen}, weights))
 
     columns = ["step", "seconds", "progress", "lr", "train_loss", "val_dice"]
@@ -243,8 +244,7 @@ def _data(setup: RunSetup, clock: RunClock, progress: Progress, group: Group) ->
     store = _prepared(setup, cases, progress, group)
     shapes = store.shapes()
     parts = deal_by_size({name: n_batches(shapes[name], planned.plan) for name in split.validation}, group.world)
-    # A call takes whole batches, of which a step takes this process' part.
-    clock.validation_batches = group.world * max(sum(part.values()) for part in parts)
+    clock.validation_calls = parts
     sampler = PatchSampler(
         store=store,
         cases=split.training,
@@ -263,7 +263,7 @@ def _data(setup: RunSetup, clock: RunClock, progress: Progress, group: Group) ->
         config.augment,
         lambda: clock.step,
         lambda: clock.done or (rounds and clock.round_done),
-        clock.validated,
+        clock.validation_cases,
         group,
     )
 

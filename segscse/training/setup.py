@@ -244,7 +244,14 @@ def _refuse_other_data(setup: RunSetup) -> None:
         raise InputError("is no record of a run", file=setup.folder / "run.json", remedy="Start it without --resume")
     names = ("fingerprint", "fold", "training_cases", "validation_cases")
     other = [name for name in names if saved.get(name) != setup.record[name]]
-    if not other and load_plan(setup.folder / "plan.json") != setup.planned.plan:
+    plan, planned = (replace(each, reasons=()) for each in (load_plan(setup.folder / "plan.json"), setup.planned.plan))
+    if not other and plan.version != planned.version:
+        raise InputError(
+            f"was planned by an earlier segscse (plans of version {plan.version}, this one makes {planned.version})",
+            file=setup.folder,
+            remedy="Go on with the segscse that it was started with (run.json says which), or start a new run",
+        )
+    if not other and plan != planned:
         other = ["plan"]
     if other:
         raise InputError(

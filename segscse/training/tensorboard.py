@@ -36,6 +36,11 @@ class ValidationPictures(Callback):
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._due = False
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait for the first case."""
+        self._due = True
 
     def on_validation_batch_end(
         self,
@@ -48,8 +53,9 @@ class ValidationPictures(Callback):
     ) -> None:
         """Write the picture and the statistics of the first case."""
         loggers = [logger for logger in trainer.loggers if isinstance(logger, GuardedLogger) and logger.working]
-        if batch_idx or not loggers:
+        if not self._due or not batch or not loggers:
             return
+        self._due = False
         assert isinstance(pl_module, SegModule)  # the trainer only ever gets one
         plan = self.plan
         image, label, axis = example_window(batch["image"], batch["label"], plan)

@@ -25,6 +25,14 @@ def test_content_of_any_channel_counts():
     assert content_box(image, margin=0) == (slice(2, 6), slice(2, 5), slice(2, 4))
 
 
+def test_the_first_plans_counted_zeros_above_the_minimum():
+    image = np.zeros((1, 12, 11, 10), np.float32)
+    image[0, 3:8, 4:9, 2:7] = 50
+    image[0, 3, 4, 2] = -0.4
+    assert int(content_mask(image, zeros=True).sum()) == image.size - 1
+    assert content_box(image, zeros=True) == (slice(0, 12), slice(0, 11), slice(0, 10))
+
+
 @pytest.mark.parametrize("value", [0, 7, -1024])
 def test_a_constant_image_is_all_content(value):
     image = np.full((1, 4, 5, 6), value, np.int16)

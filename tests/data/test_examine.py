@@ -57,6 +57,18 @@ class TestFacts:
         assert fact.shape == TINY_SHAPE
         assert fact.spacing_mm == (1.0, 1.0, 1.5)
 
+    def test_the_shape_of_the_content_leaves_out_empty_surroundings_in_the_same_order(self, make_dataset, make_volume):
+        root = make_dataset(cases=1)
+        image, label = np.zeros((20, 16, 12), np.float32), np.zeros((20, 16, 12), np.uint8)
+        image[5:12, 4:9, 3:6], label[6, 6, 4] = 80, 1
+        image[6, 6, 4] = 90
+        affine = np.array([[0, 0, 2.0, 0], [-0.5, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1]])  # P, S, R
+        for path, array in ((_image(root, 0), image), (_label(root, 0), label)):
+            make_volume(path, array, affine)
+        facts, _ = examine_dataset(open_dataset(root))
+        assert facts[0].shape == (12, 20, 16)
+        assert facts[0].content_shape == (5, 9, 7)  # and a voxel on either side
+
     @pytest.mark.parametrize("orientation", ["RAS", "LPI", "SRA", "PIL"])
     def test_a_label_map_in_another_orientation_at_the_same_place_counts_the_same_voxels(
         self, make_dataset, make_volume, orientation

@@ -43,6 +43,19 @@ def test_it_is_what_the_training_transforms_of_monai_make(
     np.testing.assert_allclose(found.image, expected.image, atol=1e-3)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_models_of_the_first_plans_see_what_they_were_trained_with(tmp_path, make_volume, build_plan, version):
+    image = np.zeros((14, 13, 12), np.float32)
+    image[4:9, 3:9, 5:9] = np.random.default_rng(0).normal(500, 20, (5, 6, 4))
+    image[4, 3, 5] = -1
+    path = make_volume(tmp_path / "a.nii", image)
+    plan = build_plan(spacing_mm=(1.0, 1.0, 1.0), version=version)
+    expected, found = preprocess([path], None, plan), prepare_files([path], {"a": plan})["a"]
+    box = image if version == 1 else image[3:10, 2:10, 4:10]
+    np.testing.assert_allclose(found.image[0], (box - box.mean()) / box.std(), atol=1e-4)
+    np.testing.assert_allclose(found.image, expected.image, atol=1e-4)
+
+
 def test_several_channels_share_one_crop(tmp_path, make_volume, build_plan):
     first, second = np.zeros((9, 9, 9), np.float32), np.zeros((9, 9, 9), np.float64)
     first[4, 4, 4], second[6, 5, 4] = 1, 2

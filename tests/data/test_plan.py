@@ -272,7 +272,7 @@ class TestKeyAndFiles:
         ("change", "problem"),
         [
             ({"patch": (1, 2, 3)}, r"is no plan; missing or unknown: \['patch'\]"),
-            ({"version": 0}, r"is of version 0, this segscse reads 1\. Plan again"),
+            ({"version": 0}, r"is of version 0, this segscse reads 1 and 2\. Plan again"),
             ({"normalisation": [{"scheme": "ct"}]}, "is no plan"),
             ({"normalisation": 3}, "is no plan"),
         ],

@@ -118,6 +118,11 @@ class TestPlaces:
         assert np.mean(hits) == pytest.approx(expected, abs=0.06 if share == 0.8 else 0.005)
         assert all(any(pair) for pair in zip(hits[::2], hits[1::2], strict=True)) == (share > 0)
 
+    def test_of_one_patch_a_batch_the_share_stays_as_asked(self, sampler, needle):
+        source = sampler(cases=[needle], share=0.33, spacing_mm=(1.0, 1.0, 1.0), batch_size=1)
+        hits = [bool(source.batch(step)["label"].any()) for step in range(600)]
+        assert np.mean(hits) == pytest.approx(0.33, abs=0.06)
+
     def test_classes_are_chosen_alike_whatever_their_size(self, sampler, tmp_path, make_volume):
         label = np.zeros((40, 40, 40), np.uint8)
         label[2, 2, 2], label[20:40, 20:40, 20:40] = 1, 2

@@ -55,7 +55,7 @@ def test_all_48_orientations_give_the_same_segmentation(plan):
 
 def test_at_the_plans_own_spacing_it_is_the_threshold_voxel_by_voxel():
     image, _ = tiny_case(2)
-    image[0, 0, 0] = image.min() - 1.0  # the crop is decided by what is above the minimum
+    image[0, 0, 0] = image.min() - 1.0  # the crop is decided by what is above the minimum and not zero
     found = _predictor().predict((image, np.diag([-1.0, -1.0, 1.0, 1.0]))).array
     normal = (image - image.mean(dtype=np.float64)) / image.std(dtype=np.float64)
     expected = np.array([0, 2, 5])[np.abs(normal[..., None] - np.array([-1, 0, 1])).argmin(axis=-1)]

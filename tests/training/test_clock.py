@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from segscse.training.clock import RunClock
+from segscse.training.clock import RunClock, affordable_cases
 
 
 class FakeTime:
@@ -24,7 +24,7 @@ def _run(clock, time, *, step_s, validation_s=0.0, limit=10_000):
         clock.finish_step()
         progress.append(clock.progress)
         if clock.round_done:
-            time.t += validation_s() if callable(validation_s) else validation_s
+            time.t += validation_s(clock) if callable(validation_s) else validation_s
             clock.finish_validation()
     return progress
 
@@ -72,27 +72,49 @@ class TestByTime:
         _run(clock, clock.now, step_s=0.5, validation_s=1.2)
         assert without.step - clock.step == pytest.approx(4 * 1.2 / 0.5, abs=3)
 
-    @pytest.mark.parametrize(("validation_s", "expected"), [(1.0, 5), (2.5, 2), (4.9, 1), (60.0, 1), (3600.0, 1)])
-    def test_validations_take_no_more_than_a_twentieth_of_the_budget(self, validation_s, expected):
-        clock = RunClock(100.0, None, 5, validation_batches=int(6 * validation_s), now=FakeTime())
-        _run(clock, clock.now, step_s=0.5, validation_s=lambda: validation_s * clock.validation_share)
-        assert clock.validations_done == expected
-        assert clock.validation_share == pytest.approx(min(1.0, 5.0 / validation_s))
-        assert clock.step >= 95 / 0.5 - 3
-        assert clock.elapsed_s == pytest.approx(100, abs=1.5)
+    @pytest.mark.parametrize(
+        ("case_s", "validations", "cases"), [(0.1, 5, 10), (0.25, 2, 10), (0.45, 1, 10), (2.0, 1, 2), (60.0, 1, 1)]
+    )
+    def test_validations_take_a_twentieth_of_the_budget_or_one_case(self, case_s, validations, cases):
+        calls = {f"case_{number}": round(case_s * 60) for number in range(10)}  # a third of a step of 0.05 s each
+        clock = RunClock(100.0, None, 5, validation_calls=[calls], now=FakeTime())
+        _run(clock, clock.now, step_s=0.05, validation_s=lambda clock: case_s * len(clock.validation_cases()))
+        assert clock.validations_done == validations
+        assert clock.validated == sorted(calls)[:cases]
+        assert clock.elapsed_s == pytest.approx(100, abs=1.0)
 
-    @pytest.mark.parametrize(("share", "expected"), [(None, [0, 1, 2, 3, 4, 5, 6]), (0.5, [0, 1, 3, 5]), (0.01, [0])])
-    def test_a_validation_that_takes_a_share_of_the_cases_spreads_them(self, share, expected):
-        assert RunClock(100.0, None, 5, validation_share=share).validated(7) == expected
+    def test_a_validation_whose_only_case_is_large_still_ends_with_the_budget(self):
+        clock = RunClock(600.0, None, 5, validation_calls=[{"large": 1440}], now=FakeTime())
+        _run(clock, clock.now, step_s=1.0, validation_s=480.0)
+        assert clock.elapsed_s == pytest.approx(600, abs=3)
 
-    def test_another_budget_decides_anew_how_many_cases_a_validation_takes(self):
-        clock = RunClock(10.0, None, 5, validation_batches=60, now=FakeTime())
-        _run(clock, clock.now, step_s=0.5, validation_s=0.5)
-        assert clock.validation_share == pytest.approx(0.05)
-        longer = RunClock(200.0, None, 5, validation_batches=60, now=FakeTime())
+    def test_one_slow_step_does_not_decide_how_many_cases_are_validated(self):
+        calls = {f"case_{number}": 30 for number in range(10)}
+        clock = RunClock(1000.0, None, 1, validation_calls=[calls], now=FakeTime())
+        _run(clock, clock.now, step_s=lambda step: 200.0 if step == 3 else 1.0, validation_s=50.0)
+        assert len(clock.validated) == 5
+
+    def test_a_longer_run_goes_on_validating_on_the_same_cases(self):
+        calls = {f"case_{number}": 30 for number in range(10)}
+        clock = RunClock(200.0, None, 1, validation_calls=[calls], now=FakeTime())
+        _run(clock, clock.now, step_s=1.0, validation_s=10.0)
+        longer = RunClock(9000.0, None, 3, validation_calls=[dict(list(calls.items())[:5]), calls], now=FakeTime())
         longer.load_state_dict(clock.state_dict())
-        _run(longer, longer.now, step_s=0.5, validation_s=10.0)
-        assert longer.validation_share == 1.0
+        assert longer.validation_cases() == clock.validated == ["case_0"]
+
+    def test_a_run_of_an_earlier_version_goes_on_validating_on_all_cases(self):
+        calls = {f"case_{number}": 30 for number in range(10)}
+        clock = RunClock(100.0, None, 2, validation_calls=[calls], now=FakeTime())
+        state = {**clock.state_dict(), "validations_done": 1, "elapsed_s": 50.0, "step": 50}
+        del state["validated"]
+        clock.load_state_dict(state)
+        assert clock.validation_cases() == sorted(calls)
+
+    def test_by_steps_all_cases_are_validated(self):
+        calls = {"a": 10**6, "b": 10**6}
+        clock = RunClock(1.0, 5, 1, validation_calls=[calls], now=FakeTime())
+        _run(clock, clock.now, step_s=1.0)
+        assert clock.validated == ["a", "b"]
 
     def test_first_steps_that_take_the_whole_budget_end_it(self):
         clock = RunClock(3.0, None, 2, now=FakeTime())
@@ -167,3 +189,18 @@ class TestAnotherLengthOnResume:
         clock = RunClock(60.0, 5, 2, now=FakeTime())
         clock.load_state_dict(self._finished(60.0, 10))
         assert clock.done
+
+
+@pytest.mark.parametrize(
+    ("parts", "calls", "expected"),
+    [
+        ([{"a": 4, "b": 4, "c": 4}], 12, ["a", "b", "c"]),
+        ([{"a": 4, "b": 4, "c": 4}], 9, ["a", "b"]),
+        ([{"a": 9, "b": 4, "c": 4}], 8, ["b", "c"]),
+        ([{"a": 9, "b": 7, "c": 8}], 1, ["b"]),
+        ([{"a": 9, "d": 2}, {"b": 7, "c": 3}], 5, ["c", "d"]),
+        ([{}, {}], 5, []),
+    ],
+)
+def test_a_validation_takes_the_cases_that_fit_in_every_process(parts, calls, expected):
+    assert affordable_cases(parts, calls) == expected

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -125,6 +126,17 @@ class TestRefusals:
         with pytest.raises(InputError, match="was started with another fold"):
             train_run(dataset, trained.folder, ExperimentConfig(), fold=1, resume=True)
 
+    def test_a_run_that_an_earlier_version_planned_on_resume(self, dataset, trained, tmp_path):
+        folder = shutil.copytree(trained.folder, tmp_path / "run")
+        (folder / "plan.json").write_text(json.dumps(read_json(folder / "plan.json") | {"version": 1}))
+        with pytest.raises(InputError, match=r"planned by an earlier segscse.*Go on with the segscse that it was"):
+            train_run(dataset, folder, ExperimentConfig(), resume=True)
+
+    def test_reasons_in_other_words_are_no_other_plan(self, dataset, trained, tmp_path):
+        folder = shutil.copytree(trained.folder, tmp_path / "run")
+        (folder / "plan.json").write_text(json.dumps(read_json(folder / "plan.json") | {"reasons": ["because"]}))
+        assert train_run(dataset, folder, ExperimentConfig(), resume=True).steps == trained.steps
+
     def test_another_configuration_on_resume(self, dataset, trained):
         with pytest.raises(InputError, match="was started with another configuration"):
             train_run(dataset, trained.folder, tiny_config(optim={"lr": 0.1}), resume=True)
@@ -163,7 +175,10 @@ def test_a_run_whose_validation_takes_long_validates_on_some_cases_and_spends_it
     monkeypatch.setattr(SegModule, "validation_step", validation_step)
     config = tiny_config(train={"max_steps": None, "budget": "1s", "validations": 2}, data={"folds": 2})
     run = train_run(dataset, tmp_path / "run", config)
-    assert taken == [run.split.validation[0], None, None]
+    chosen = load_model(run.folder).provenance["validated_cases"]
+    assert len(chosen) == 1
+    assert [name for name in taken if name] == chosen
+    assert len(taken) == len(run.split.validation) == 3
     assert len(scores(run.folder)) == 1
     assert run.dice is not None
     assert float(log_rows(run.folder)[-1]["seconds"]) >= 0.9
