@@ -5,7 +5,8 @@
 
 `NNUNET.csv` has the columns `case_id` and `foreground_mean_dice`: the mean Dice over the foreground labels of a case,
 out of fold. It was trained on five folds of all 260 cases, so on more cases a fold. Each cross-validation is compared
-with it, and with the first one given: mean, paired difference with its 95 % interval, and Wilcoxon's test.
+with it, and with the first one given: mean, paired difference with its 95 % interval, and Wilcoxon's test. Of one that
+is not finished, the finished folds count, and the others of whatever it is compared with are left out.
 """
 
 import argparse
@@ -20,19 +21,31 @@ from segscse.evaluation.summary import foreground_dice
 from segscse.files import read_json
 
 
+def finished_folds(folder):
+    return [fold for fold in sorted(folder.glob("fold?")) if (fold / "validation" / "summary.json").is_file()]
+
+
+def scores_of(folder):
+    """Return the table of a cross-validation's cases, each by the fold that has not seen it."""
+    whole = folder / "evaluation" / "cases.csv"
+    files = [whole] if whole.is_file() else [fold / "validation" / "cases.csv" for fold in finished_folds(folder)]
+    return pd.concat([pd.read_csv(file) for file in files])
+
+
 def described(folder):
     """Return what a cross-validation was and took: steps and seconds of each fold."""
-    runs = [read_json(fold / "run.json") for fold in sorted(folder.glob("fold?"))]
-    logs = [pd.read_csv(fold / "metrics.csv").iloc[-1] for fold in sorted(folder.glob("fold?"))]
+    folds = finished_folds(folder)
+    logs = [pd.read_csv(fold / "metrics.csv").iloc[-1] for fold in folds]
     return {
-        "folds": len(runs),
+        "folds": [read_json(fold / "run.json")["fold"] for fold in folds],
         "steps": [int(log["step"]) for log in logs],
         "seconds": [round(float(log["seconds"])) for log in logs],
     }
 
 
 def beside(first, second, names):
-    row = paired_difference(first, second, what="foreground", names=names)
+    both = sorted(set(first.index) & set(second.index))
+    row = paired_difference(first[both], second[both], what="foreground", names=names)
     return {
         "n": row.n,
         "mean": round(row.mean_b, 5),
@@ -54,7 +67,7 @@ def main():
     theirs = table.set_index("case_id")["foreground_mean_dice"]
     found, dice = {}, {}
     for run in options.runs:
-        evaluated = pd.read_csv(run / "evaluation" / "cases.csv")
+        evaluated = scores_of(run)
         dice[run.name] = ours = foreground_dice(evaluated)
         labels = evaluated.groupby("name")["dice"].mean().round(5).to_dict()
         found[run.name] = {**described(run), "labels": labels, "nnU-Net": beside(theirs, ours, ("nnU-Net", run.name))}
