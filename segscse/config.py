@@ -111,7 +111,7 @@ class DataConfig:
     split_seed: Whole = 12345
     """Seed of the shuffle before the split; nnU-Net's, so that folds compare."""
     foreground_share: float = 0.33
-    """Share of patches that are centred on a foreground voxel; one of every two or more at least, unless 0."""
+    """Share of patches that are centred on a foreground voxel; unless 0, one at least of a batch of two or more."""
     cache_gb: float = 4.0
     """Decoded cases stay in memory up to this size, on disk beyond."""
 

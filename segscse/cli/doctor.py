@@ -50,7 +50,7 @@ def forecast_table(found: Forecast) -> Any:
             "step": f"{1000 * trial.step_s:.0f} ms (median of {trial.steps}); the first {trial.first_s:.1f} s",
             "memory, measured": f"{size_text(trial.peak)} in those steps{device}; {size_text(found.peak)} in all",
             "preprocessing": f"{format_seconds(found.preprocess_s)} for all cases, once",
-            "validation": f"{format_seconds(found.validation_s)} each, on {found.validated_cases} of the cases",
+            "validation": f"{format_seconds(found.validation_s)} each, of {found.validated_cases} cases",
             "training": f"{found.steps} steps in {format_seconds(found.run_s)}",
         }
     return _table("this training", rows)

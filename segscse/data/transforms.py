@@ -121,8 +121,8 @@ def preprocessing(plan: Plan, *, with_label: bool) -> Compose:
     """Return the transforms that make a loaded `{"image", "label"}` ready for the network."""
     keys = ["image", "label"] if with_label else ["image"]
     modes = ["bilinear", "nearest"][: len(keys)]
-    # MONAI keeps an axis's own spacing where the target is not positive: slices are not mixed in 2D.
     content = partial(_content, zeros=plan.zeros_are_content)
+    # MONAI keeps an axis's own spacing where the target is not positive: slices are not mixed in 2D.
     target = [-1.0 if axis == plan.slice_axis else size for axis, size in enumerate(plan.spacing_mm)]
     return Compose(
         [

@@ -187,10 +187,10 @@ def shared_steps(members: Sequence[Member]) -> tuple[str, ...]:
 def wanted_voxels(image: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Return `(X, Y, Z)`, False where every channel holds nothing but background air.
 
-    Of a CT channel that is at or below the lower bound that intensities are clipped to, of a channel normalised within
-    its voxels that are not zero the others, of another the smallest value of the image, which the empty surroundings
-    of a scan have. Windows without a wanted voxel are left
-    out as background; all windows over a wanted voxel are evaluated, so nothing changes there.
+    Of a CT channel that is at or below the lower bound that intensities are clipped to, of a channel normalised
+    within its voxels that are not zero the others, of another the smallest value of the image, which the empty
+    surroundings of a scan have. Windows without a wanted voxel are left out as background; all windows over a
+    wanted voxel are evaluated, so nothing changes there.
     """
     wanted = torch.zeros(image.shape[1:], dtype=torch.bool, device=image.device)
     for channel, scheme in zip(image, plan.normalisation, strict=True):
