@@ -25,6 +25,9 @@ FOLDER_PAIRS = (
     ("template", "label"),
 )
 CSV_COLUMNS = ("case", "image", "label", "subject")
+GIVE_IMAGES = "Give files or folders of images"
+# Folders that an error lists by name.
+MOST_NAMED = 4
 BIDS_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)_")
 LABEL_SUFFIX = re.compile(r"[-_.](seg|label|labels|mask|gt|segmentation|dseg)$", re.IGNORECASE)
 
@@ -298,7 +301,7 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     sources = []
     for path in paths:
         if path.is_dir() and not is_series(path):
-            sources.append(_grouped(list_images(path), channels))
+            sources.append(_grouped(_images_in(path), channels))
         elif path.suffix == ".csv":
             sources.append(_csv_inputs(path))
         elif single.setdefault(image_stem(path), path) != path:
@@ -315,8 +318,18 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     if missing:
         raise InputError("is no image file", file=missing[0], remedy="Check the path")
     if not cases:
-        raise InputError("no images found", file=paths[0] if paths else None, remedy="Give files or folders of images")
+        raise InputError("no images found", file=paths[0] if paths else None, remedy=GIVE_IMAGES)
     return cases
+
+
+def _images_in(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder; where only folders in it have some, as in a data set's, the error names them."""
+    if images := list_images(folder):
+        return images
+    within = [path.name for path in sorted(folder.iterdir()) if any(map(is_image, path.glob("*")))]
+    more = ", ..." if len(within) > MOST_NAMED else ""
+    which = f"; there are some in {', '.join(within[:MOST_NAMED])}{more}" if within else ""
+    raise InputError(f"no images found{which}", file=folder, remedy=GIVE_IMAGES)
 
 
 def _csv_inputs(path: Path) -> dict[str, tuple[Path, ...]]:

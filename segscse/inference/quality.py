@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
@@ -33,6 +33,8 @@ HIGH_DISAGREEMENT = 0.2
 MANY_COMPONENTS = 5
 # or when a volume lies this many times outside of the training cases' range.
 VOLUME_MARGIN = 1.25
+# Logits whose probabilities are worked out together.
+TOGETHER = 1 << 18
 
 
 @dataclass(slots=True)
@@ -66,13 +68,22 @@ class Confidence:
         place = [slice(None)] * 3
         place[self.axis] = slice(self.done, rows.stop)
         self.numbers[tuple(place)] = classes.narrow(self.axis, carried, count - carried).cpu().numpy()
-        for row in range(count):  # a row at a time, so that no copy of the slab is made
-            values = rows.values.select(self.axis + 1, row)
-            if row >= carried:
-                _count(self.foreground, values, classes.select(self.axis, row) > 0, _largest)
-            if row < complete:
-                _count(self.border, values, beside.select(self.axis, row), _entropy)
+        labelled = classes > 0
+        for values, chosen in self._blocks(rows, labelled, carried, count):
+            _count(self.foreground, values, chosen, _largest)
+        for values, chosen in self._blocks(rows, beside, 0, complete):
+            _count(self.border, values, chosen, _entropy)
         self.done = rows.stop
+
+    def _blocks(
+        self, rows: Rows, chosen: torch.Tensor, start: int, stop: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield a few rows of logits at a time, and what is chosen there, so that no copy of the slab is made."""
+        a_row = rows.values.numel() // rows.values.shape[self.axis + 1]
+        step = max(1, TOGETHER // a_row)
+        for low in range(start, stop, step):
+            count = min(step, stop - low)
+            yield rows.values.narrow(self.axis + 1, low, count), chosen.narrow(self.axis, low, count)
 
 
 def case_quality(
@@ -175,10 +186,12 @@ def _beside_another(classes: torch.Tensor) -> torch.Tensor:
 def _count(
     counter: list[float], values: torch.Tensor, chosen: torch.Tensor, measure: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """Add the number of chosen voxels of a row, and the sum of a measure of their probabilities."""
-    if number := int(chosen.sum()):
-        counter[0] += number
-        counter[1] += _sum(measure(values[:, chosen].softmax(dim=0)))
+    """Add the number of chosen voxels of logits `(K, X, Y, Z)`, and the sum of a measure of their probabilities."""
+    places = chosen.flatten().nonzero()[:, 0]
+    if len(places):
+        counter[0] += len(places)
+        # On a CPU several times as fast as values[:, chosen].
+        counter[1] += _sum(measure(values.flatten(1).index_select(1, places).softmax(dim=0)))
 
 
 def _sum(values: torch.Tensor) -> float:

@@ -53,6 +53,16 @@ class TestInputs:
             with pytest.raises(InputError, match=problem):
                 find_inputs(paths, 1)
 
+    def test_a_folder_without_images_is_an_error_that_names_those_within_that_have_some(self, fill):
+        root = fill("scans/a.nii.gz", "set/imagesTr/a.nii", "set/imagesTs/b.nii")
+        (root / "set" / "notes").mkdir()
+        (root / "set" / "dataset.json").write_text("{}")
+        with pytest.raises(InputError, match=r"set: no images found; there are some in imagesTr, imagesTs\. Give"):
+            find_inputs([root / "scans", root / "set"], 1)
+        many = fill(*(f"many/{name}/x.nii" for name in "abcdef"))
+        with pytest.raises(InputError, match=r"some in a, b, c, d, \.\.\. Give"):
+            find_inputs([many / "many"], 1)
+
     def test_a_csv_names_the_channel_files_of_a_case(self, tmp_path, fill):
         fill("t1.nii.gz", "t2.nii.gz")
         (tmp_path / "new.csv").write_text("case,image,image2\nanna,t1.nii.gz,t2.nii.gz\n")
