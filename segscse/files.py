@@ -33,6 +33,29 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:12]}.tmp{''.join(path.suffixes[-2:])}")
 
 
+def reserve(path: Path, size: int) -> None:
+    """Make a file of `size` zeros that has its room on the disk, as far as the system can reserve it.
+
+    A sparse file that is mapped into memory would end the process when the disk is full.
+
+    Raises:
+        InputError: the disk has no room, or the file cannot be made.
+    """
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"no room for a map of {size / 1e9:.1f} GB ({error.strerror or error})",
+            file=path.parent,
+            remedy="Free disk space, or choose another folder",
+        ) from error
+
+
 def is_temporary(path: Path) -> bool:
     """Return whether a name is one that `temporary_path` and `atomic_folder` give."""
     return _TEMPORARY.fullmatch(path.name) is not None

@@ -95,14 +95,15 @@ def plot_training(run: Run | str | Path) -> NotebookFigure:
 
 
 def _draw_metric(ax: Axes, metric: Metric, groups: Sequence[tuple[Any, pd.DataFrame]], means: pd.DataFrame) -> None:
-    every = pd.concat([rows[metric.column] for _, rows in groups]).astype(float)
+    drawn = [(label, _drawn(rows[metric.column], metric)) for label, rows in groups]
+    every = pd.concat([values for _, values in drawn])
     finite = every[np.isfinite(every)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     margin = 0.04 * (high - low) or 0.05
     edge = high + 3 * margin
     jitter = np.random.default_rng(0)
-    for row, (label, rows) in enumerate(groups):
-        values = rows[metric.column].astype(float).dropna().to_numpy()
+    for row, (label, of_label) in enumerate(drawn):
+        values = of_label.dropna().to_numpy()
         known = values[np.isfinite(values)]
         if not len(values):
             ax.text(0.5, row, "no case", transform=ax.get_yaxis_transform(), ha="center", va="center", color=_MUTED)
@@ -124,6 +125,12 @@ def _draw_metric(ax: Axes, metric: Metric, groups: Sequence[tuple[Any, pd.DataFr
     ax.set_xlim(low - margin, edge + margin if infinite else high + margin)
     ax.set_xlabel(metric.title + (f" in {metric.unit}" if metric.unit else ""))
     _tidy(ax)
+
+
+def _drawn(values: pd.Series, metric: Metric) -> pd.Series:
+    """Return a metric's values as its mean takes them: without their sign where 0 is best."""
+    values = values.astype(float)
+    return values.abs() if metric.better == "near 0" else values
 
 
 def _draw_scores(ax: Axes, log: pd.DataFrame, names: dict[str, str]) -> None:

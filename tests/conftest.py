@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from volumes import write_tiny_dataset, write_volume
 
+from segscse import hardware
 from segscse.data.plan import Normalisation, Plan
 
 
@@ -17,6 +18,18 @@ def _sigint_interrupts():
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def asks_for_bf16():
+    """Let `auto` mean fp32 here on every CPU: values are compared with oracles, and bf16 has 8 bits.
+
+    The value is the function that asks the processor.
+    """
+    own = hardware._cpu_multiplies_bf16
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "_cpu_multiplies_bf16", lambda: False)
+        yield own
 
 
 @pytest.fixture(autouse=True)

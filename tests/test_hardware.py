@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from segscse import hardware
 from segscse.errors import InputError
 from segscse.hardware import PACKAGES, autocast, pick_device, pick_precision, versions
 
@@ -28,7 +29,8 @@ def test_a_named_precision_is_taken(name):
     assert pick_precision(name, CPU) == name
 
 
-def test_auto_precision_is_bf16_only_where_the_processor_multiplies_in_it():
+def test_auto_precision_is_bf16_only_where_the_processor_multiplies_in_it(asks_for_bf16, monkeypatch):
+    monkeypatch.setattr(hardware, "_cpu_multiplies_bf16", asks_for_bf16)
     expected = [getattr(torch.cpu, name)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")]
     assert pick_precision("auto", CPU) == ("bf16" if any(expected) else "fp32")
     assert pick_precision("auto", torch.device("mps")) == "fp32"

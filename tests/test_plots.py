@@ -56,6 +56,14 @@ def test_means_and_intervals_are_drawn_where_describe_puts_them():
     assert [row["mean"]] in [pytest.approx(line) for line in lines]
 
 
+def test_differences_are_drawn_by_their_size_as_their_mean_is():
+    table = _table(volume_diff_ml=np.tile([-2.0, 1.0], 12))
+    (ax,) = plot_metrics(table, ["volume_diff_ml"]).axes
+    drawn = {x for part in ax.collections for x in part.get_offsets()[:, 0] if len(part.get_offsets()) > 1}
+    assert drawn == {1.0, 2.0}
+    assert [1.5] in [line.get_xdata().tolist() for line in ax.lines]
+
+
 def test_labels_without_values_and_few_cases():
     figure = plot_metrics(_table(dice=[math.nan] * 12 + [0.5] * 12), ["dice"])
     assert [text.get_text() for text in figure.axes[0].texts] == ["no case"]

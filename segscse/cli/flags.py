@@ -9,7 +9,7 @@ def read_fold(text: str) -> int | None:
     """Return the number of a fold, or None for `all`."""
     if text == "all":
         return None
-    if not text.isdigit():
+    if not text.isdecimal():
         raise InputError(f"--fold must be a number, 'all' or 'cv', got {text!r}")
     return int(text)
 
@@ -40,7 +40,7 @@ def read_numbers(flag: str, text: str) -> list[int]:
 
 def read_label(flag: str, text: str) -> int:
     """Return a label id."""
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         raise InputError(f"{flag} must name labels by their whole numbers, got {text!r}")
     return int(text)
 

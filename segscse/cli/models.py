@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -183,7 +184,10 @@ def predict(
     speak = say if ranks.rank == 0 else _silent
     with joined(ranks) as group, show_bar(make_console(quiet=ranks.rank > 0), "predicting") as progress:
         # The engines take the threads that joining leaves to this process.
-        predictor = load(model, *(ensemble or ()), device=device, engine=engine, mirror=tta)
+        loaded = partial(load, model, *(ensemble or ()), device=device, engine=engine, mirror=tta)
+        if group.world > 1:  # the first compares engines, on quiet cores; the others recall what it has taken
+            group.on_first(lambda: str(loaded()))
+        predictor = loaded()
         if len(predictor.members) > 1:
             speak(f"{len(predictor.members)} models, whose probabilities are averaged")
         for one in predictor.members:

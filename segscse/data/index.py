@@ -348,10 +348,11 @@ def _grouped(images: dict[str, Path], channels: int) -> dict[str, tuple[Path, ..
     if not any(0 in files for files in groups.values()):  # a case number, not a channel's
         return {stem: (path,) for stem, path in images.items()}
     for name, files in groups.items():
-        if list(files) not in ([0], list(range(channels))):
+        if sorted(files) not in ([0], list(range(channels))):
             raise InputError(
-                f"case {name!r} has the channel files {list(files)}, the model takes {list(range(channels))}",
+                f"case {name!r} has the channel files {sorted(files)}, the model takes {list(range(channels))}",
                 file=next(iter(files.values())),
-                remedy="Add the missing channel or remove the others",
+                remedy="Add the missing channel or remove the others; where the numbers are those of cases, name them "
+                "in a CSV (case,image)",
             )
-    return {name: tuple(files.values()) for name, files in groups.items()}
+    return {name: tuple(files[channel] for channel in sorted(files)) for name, files in groups.items()}

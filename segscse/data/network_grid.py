@@ -24,6 +24,8 @@ from segscse.errors import InputError
 
 # MONAI's tolerance for affines.
 SAME_SPACING_MM = 1e-3
+# Differences of indices, in voxels, that are rounding.
+NEAR = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,13 @@ class Lerp:
 def lerp_places(place: np.ndarray, extent: int) -> Lerp:
     """Return how to interpolate `extent` voxels linearly at fractional indices; the border value continues outwards.
 
-    Indices within 1e-5 of a voxel centre take the voxel as it is, so that equal grids exchange values unchanged.
+    Indices within 1e-5 of a voxel centre take the voxel as it is, so that equal grids exchange values unchanged; what
+    lies as little beyond the extent is inside.
     """
-    inside = (place >= -0.5) & (place <= extent - 0.5)
+    inside = (place >= -0.5 - NEAR) & (place <= extent - 0.5 + NEAR)
     clipped = np.clip(place, 0, extent - 1)
     nearest = np.rint(clipped)
-    clipped = np.where(np.abs(clipped - nearest) < 1e-5, nearest, clipped)
+    clipped = np.where(np.abs(clipped - nearest) < NEAR, nearest, clipped)
     low = np.floor(clipped).astype(np.int64)
     return Lerp(low, (clipped - low).astype(np.float32), inside)
 

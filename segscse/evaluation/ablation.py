@@ -241,12 +241,16 @@ def score_variants(
         dice = foreground_dice(merged[name])
         groups = None if subjects is None else [subjects[case] for case in dice.index]
         interval = mean_interval(dice.to_numpy(float), groups)
-        by_seed = tuple(
-            float(foreground_dice(merge_runs([table for seed, table in of if seed == one], None)).mean())
-            for one in dict.fromkeys(seed for seed, _ in of)
-        )
-        variants.append(Variant(name, float(dice.mean()), interval.low, interval.high, by_seed, costs[name]))
+        variants.append(Variant(name, float(dice.mean()), interval.low, interval.high, _by_seed(of), costs[name]))
     return tuple(variants), compare(*merged.values(), names=list(merged)), merged
+
+
+def _by_seed(runs: Sequence[tuple[int, pd.DataFrame]]) -> tuple[float, ...]:
+    """Return the mean Dice of every seed over the cases that all have scored: under way, a later seed has fewer."""
+    seeds = dict.fromkeys(seed for seed, _ in runs)
+    scores = [foreground_dice(merge_runs([table for of, table in runs if of == seed], None)) for seed in seeds]
+    common = set.intersection(*(set(dice.index) for dice in scores))
+    return tuple(float(dice[dice.index.isin(common)].mean()) for dice in scores)
 
 
 def _chance(baseline: Sequence[float], by_seed: Sequence[float]) -> str:

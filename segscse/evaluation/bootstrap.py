@@ -136,7 +136,8 @@ def _bca(resampled: np.ndarray, estimate: float, left_out: np.ndarray) -> Interv
     below = np.mean(resampled < estimate - TIE) + np.mean(resampled <= estimate + TIE)
     bias = stats.norm.ppf(below / 2)
     pull = left_out.mean() - left_out
-    skew = (pull**3).sum() / (6 * (pull**2).sum() ** 1.5)
+    spread = (pull**2).sum()
+    skew = (pull**3).sum() / (6 * spread**1.5) if spread > 0 else 0.0
     reach = stats.t.ppf(1 - _TAIL, n - 1) * math.sqrt(n / (n - 1))
     ends = bias + np.array([-reach, reach])
     scale = 1 - skew * ends

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spacing_of, to_canonical
+from segscse.data.index import check_name
 from segscse.data.io import as_labels, image_stem, list_images, read_image, read_labels
 from segscse.errors import InputError, choose
 
@@ -217,8 +218,17 @@ def label_names(names: Mapping[Any, str] | None) -> dict[int, str]:
 
 
 def cases_of(source: str | Path | Mapping[str, Path]) -> dict[str, Path]:
-    """Return case to file for a folder of images, or for a mapping that says so already."""
-    return {str(case): file for case, file in source.items()} if isinstance(source, Mapping) else list_images(source)
+    """Return case to file for a folder of images, or for a mapping that says so already.
+
+    Raises:
+        InputError: a file's name cannot be a case's.
+    """
+    if isinstance(source, Mapping):
+        return {str(case): file for case, file in source.items()}
+    found = list_images(source)
+    for case, file in found.items():
+        check_name(case, file)
+    return found
 
 
 def _holds_cases(source: Any) -> bool:

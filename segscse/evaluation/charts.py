@@ -150,13 +150,16 @@ def bland_altman(rows: pd.DataFrame, cases: Mapping[str, int], groups: Sequence[
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers that enclose `low` to `high`, evenly spaced."""
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
+    size = max(abs(low), abs(high))
+    if not high - low > 1e-9 * size:  # one value, as far as rounding goes
+        half = max(min(0.5, 0.5 * size), 1e-6 * size) or 0.5
+        low, high = low - half, high + half
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * min((1, 2, 2.5, 5, 10), key=lambda factor: abs(factor * power - raw))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(place * step, 10) for place in range(first, last + 1)]
+    digits = max(0, 12 - math.floor(math.log10(step)))
+    return [round(place * step, digits) for place in range(first, last + 1)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,8 +38,8 @@ METHOD = (
     "where they are known, widened for few of them (Efron 1987; Hesterberg 2015). p: Wilcoxon signed-rank, two-sided, "
     "after Holm's correction over the rows of the same table. Effect: matched-pairs rank-biserial correlation. A "
     "difference counts as shown when the interval leaves out 0 and the corrected p is below 0.05. An infinite distance "
-    "(one mask is empty) counts as the image's diagonal; a pair that is undefined on one side is left out, and the "
-    "findings say so. Ranks: by the mean, with the cases redrawn 9999 times (Wiesenfarth et al. 2021)."
+    "(one mask is empty) counts as the image's diagonal; a score that one side lacks leaves the row of its label, and "
+    "the findings say so. Ranks: by the mean, with the cases redrawn 9999 times (Wiesenfarth et al. 2021)."
 )
 Pairs = Literal["first", "all"]
 
@@ -160,16 +160,22 @@ class Comparison:
         if 2 <= pair.n_units < FEW_CASES:
             notes.append(f"only {units_in_words(pair.n, pair.n_units)}: the interval is likely too narrow")
         rows = self._labels_of(pair)
-        for side, other, count in (
-            (pair.a, pair.b, sum(row.n_only_a_undefined for row in rows)),
-            (pair.b, pair.a, sum(row.n_only_b_undefined for row in rows)),
+        for side, other, lost, by_label in (
+            (pair.a, pair.b, pair.n_only_a_undefined, sum(row.n_only_a_undefined for row in rows)),
+            (pair.b, pair.a, pair.n_only_b_undefined, sum(row.n_only_b_undefined for row in rows)),
         ):
-            times = "once" if count == 1 else f"{count} times"
-            if count and self.metric in _UNDEFINED_WHERE_EMPTY:
-                notes.append(f"not counted: {times} {side} rightly finds nothing where {other} marks something")
-            elif count:
-                notes.append(f"not counted: {count} of the scores, where {side} is undefined")
+            # A score that one side lacks leaves the row of its label, and the foreground only where it is the case's
+            # only one: the other side's mean has it.
+            kinds = (("not counted", lost), ("counted here, not by label", by_label - lost))
+            notes += [f"{how}: {self._lacking(side, other, count)}" for how, count in kinds if count]
         return "; ".join([pair.verdict, *notes])
+
+    def _lacking(self, side: str, other: str, count: int) -> str:
+        """Say that a side has no score where the other has one."""
+        if self.metric not in _UNDEFINED_WHERE_EMPTY:
+            return f"{count} of the scores, where {side} is undefined"
+        times = "once" if count == 1 else f"{count} times"
+        return f"{times} {side} rightly finds nothing where {other} marks something"
 
     @property
     def findings(self) -> list[str]:

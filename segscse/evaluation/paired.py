@@ -133,16 +133,18 @@ def paired_difference(
 def wilcoxon_p(differences: np.ndarray) -> float:
     """Return the two-sided p of Wilcoxon's signed-rank test; 1 when nothing differs, NaN without pairs.
 
-    Zeros are dropped. Exact for few pairs without ties, else the normal approximation; scipy decides.
+    Zeros are dropped (Wilcoxon 1945), before scipy takes the exact test for few pairs without ties and the normal
+    approximation for others: with zeros it would take that for few, too, whose p is then too small.
     """
     from scipy import stats
 
     if not len(differences):
         return math.nan
-    if not differences.any():
+    differences = differences[differences != 0]
+    if not len(differences):
         return 1.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ties and zeros switch to the normal approximation, which is meant
+        warnings.simplefilter("ignore")  # ties switch to the normal approximation, which is meant
         return float(stats.wilcoxon(differences).pvalue)
 
 

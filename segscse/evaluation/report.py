@@ -18,8 +18,10 @@ from markupsafe import Markup
 
 from segscse import __version__
 from segscse.errors import InputError
+from segscse.evaluation.bootstrap import units_in_words
 from segscse.evaluation.cases import CasePair
 from segscse.evaluation.charts import bland_altman, distribution
+from segscse.evaluation.comparison import FEW_CASES
 from segscse.evaluation.metrics import METRICS, metrics_in, subjects_of
 from segscse.evaluation.pictures import VIEWS, case_pictures
 from segscse.evaluation.report_tables import case_details, case_rows, label_rows, number, provenance_rows
@@ -65,6 +67,8 @@ def render_report(
     subjects = subjects_of(table, subjects)
     described = describe(table, subjects=subjects) if described is None else described
     summary = summary or summarise(table, described)
+    table = table.copy()
+    table.attrs = {}  # with entries for every case, which pandas would copy at every step
     names: dict[int, str] = dict(zip(table["label"].tolist(), table["name"].astype(str), strict=True))
     rows = case_rows(table, names)
     places = {row["case"]: place for place, row in enumerate(rows)}
@@ -74,7 +78,7 @@ def render_report(
         "version": __version__,
         "versions": _versions(),
         "summary": summary,
-        "statistics": _STATISTICS.format(unit="cases" if subjects is None else "subjects"),
+        "statistics": _statistics(table, subjects),
         "n_subjects": None if subjects is None else len(set(subjects.values())),
         "facts": _facts(described),
         "labels": label_rows(described, summary),
@@ -97,6 +101,15 @@ def render_report(
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     }
     return _fill_template(context)
+
+
+def _statistics(table: pd.DataFrame, subjects: Mapping[str, str] | None) -> str:
+    """Return how the intervals are made, and that they are too narrow where there are few cases."""
+    text = _STATISTICS.format(unit="cases" if subjects is None else "subjects")
+    n_cases = table["case"].nunique()
+    n_units = n_cases if subjects is None else len(set(subjects.values()))
+    few = f" With only {units_in_words(n_cases, n_units)} they are likely too narrow." if n_units < FEW_CASES else ""
+    return text + few
 
 
 def _fill_template(context: Mapping[str, Any]) -> str:
@@ -173,6 +186,7 @@ def _shown_cases(
     shown = []
     for case in (case for case in ranked.index if case in chosen and case in by_case):
         scene, note = _scene_of(by_case[case], images)
+        scene = _of_labels(scene, list(names))
         with_volumes = viewer and not scene.flat and min(scene.image.shape) > 1
         shown.append({
             "role": chosen[case],
@@ -207,6 +221,16 @@ def _scene_of(pair: CasePair, images: Mapping[str, Path]) -> tuple[Scene, str]:
         return load_scene(image, segmentation, pair.ref, None), note
     except InputError as error:
         return load_scene(None, segmentation, pair.ref, None), f"Labels only: {error}"
+
+
+def _of_labels(scene: Scene, labels: Sequence[int]) -> Scene:
+    """Return a scene of nothing but the labels that are scored."""
+
+    def chosen(array: np.ndarray) -> np.ndarray:
+        return np.where(np.isin(array, labels), array, 0).astype(array.dtype)
+
+    reference = None if scene.reference is None else chosen(scene.reference)
+    return replace(scene, segmentation=chosen(scene.segmentation), reference=reference)
 
 
 def _nothing_like(reference: Path) -> Any:

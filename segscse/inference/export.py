@@ -12,7 +12,7 @@ import torch
 from segscse.errors import InputError, choose
 from segscse.files import atomic_folder, atomic_path
 from segscse.inference.convert import to_onnx, to_openvino
-from segscse.inference.engines import FORMATS, Engine, OnnxRuntimeEngine, OpenVinoEngine, require
+from segscse.inference.engines import FORMATS, Engine, OnnxRuntimeEngine, OpenVinoEngine, TorchEngine, require
 from segscse.inference.model_folder import ExportedGraph, ModelFolder, load_model, save_model
 from segscse.inference.parity import MADE_UP, Parity, compare, probe_windows
 from segscse.inference.select import build_network, reference_engine, trained_precision
@@ -58,15 +58,14 @@ def export_model(
     _require_room(model, out, len(engines), precision)
     chosen = "fp32" if precision == "auto" and trained_precision(model.provenance) == "fp32" else precision
     network = build_network(model)
-    calibration, windows = _windows(model, calibrate, progress)
     reference = reference_engine(network, model.plan)
-    expected = [reference(window) for window in windows]
+    calibration, windows = _windows(model, calibrate, reference, progress)
     with atomic_folder(out) as folder:
         graphs = []
         if "openvino" in engines:
-            graphs.append(_openvino(model, network, folder, chosen, calibration, windows, expected))
+            graphs.append(_openvino(model, reference, folder, chosen, calibration, windows))
         if "onnxruntime" in engines:
-            graphs.append(_onnx(model, network, folder, windows, expected))
+            graphs.append(_onnx(model, reference, folder, windows))
         exported = replace(model, engines=tuple(graphs), folder=out)
         save_model(folder, exported)
     return exported
@@ -94,66 +93,61 @@ def _require_room(model: ModelFolder, out: Path, n_graphs: int, precision: str) 
 
 
 def _windows(
-    model: ModelFolder, calibrate: Sequence[Path], progress: Progress | None
+    model: ModelFolder, calibrate: Sequence[Path], reference: TorchEngine, progress: Progress | None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     if not calibrate:
         return [], probe_windows(model.plan)
     from segscse.inference.quantise import calibration_windows  # reads images
 
-    return calibration_windows(calibrate, model.plan, progress)
+    return calibration_windows(calibrate, model.plan, reference, progress)
 
 
 def _openvino(
     model: ModelFolder,
-    network: torch.nn.Module,
+    reference: TorchEngine,
     folder: Path,
     precision: str,
     calibration: Sequence[torch.Tensor],
     windows: Sequence[torch.Tensor],
-    expected: Sequence[torch.Tensor],
 ) -> ExportedGraph:
     openvino = require("openvino")
-    graph: Any = to_openvino(network, len(model.plan.channels), model.plan.patch_size)
-    found = [_verified(OpenVinoEngine(graph, "fp32"), expected, windows)]
+    graph: Any = to_openvino(reference.network, len(model.plan.channels), model.plan.patch_size)
+    found = [_verified(OpenVinoEngine(graph, "fp32"), reference, windows)]
     kept = {"fp32": "fp32", "int8": "int8"}.get(precision, "half")
     if kept == "half":
-        found.append(_verified(OpenVinoEngine(graph, "bf16"), expected, windows))
+        found.append(_verified(OpenVinoEngine(graph, "bf16"), reference, windows))
     if kept == "int8":
         from segscse.inference.quantise import quantise
 
         graph = quantise(graph, calibration)
         engine, made_up = OpenVinoEngine(graph, "int8"), probe_windows(model.plan)
-        reference = reference_engine(network, model.plan)
-        beside = compare(engine, [reference(window) for window in made_up], made_up)
-        found = [_verified(engine, expected, windows), (MADE_UP, beside.to_json())]
+        beside = compare(engine, map(reference, made_up), made_up)
+        found = [_verified(engine, reference, windows), (MADE_UP, beside.to_json())]
     # The pair is written by OpenVINO itself, under the names that the `.xml` is opened by.
     openvino.save_model(graph, str(folder / "openvino.xml"), compress_to_fp16=False)
     return ExportedGraph("openvino", kept, ("openvino.xml", "openvino.bin"), dict(found))
 
 
-def _onnx(
-    model: ModelFolder,
-    network: torch.nn.Module,
-    folder: Path,
-    windows: Sequence[torch.Tensor],
-    expected: Sequence[torch.Tensor],
-) -> ExportedGraph:
-    content = to_onnx(network, len(model.plan.channels), model.plan.patch_size)
-    found = _verified(OnnxRuntimeEngine(content), expected, windows)
+def _onnx(model: ModelFolder, reference: TorchEngine, folder: Path, windows: Sequence[torch.Tensor]) -> ExportedGraph:
+    content = to_onnx(reference.network, len(model.plan.channels), model.plan.patch_size)
+    found = _verified(OnnxRuntimeEngine(content), reference, windows)
     with atomic_path(folder / "model.onnx") as temporary:
         temporary.write_bytes(content)
     return ExportedGraph("onnxruntime", "fp32", ("model.onnx",), dict([found]))
 
 
-def _verified(
-    engine: Engine, expected: Sequence[torch.Tensor], windows: Sequence[torch.Tensor]
-) -> tuple[str, dict[str, Any]]:
+def _verified(engine: Engine, reference: TorchEngine, windows: Sequence[torch.Tensor]) -> tuple[str, dict[str, Any]]:
     """Return the precision that ran and how near it is.
 
     Raises:
-        InputError: it is not near enough.
+        InputError: it is not near enough, or it was quantised and there is no foreground to tell by.
     """
-    parity: Parity = compare(engine, expected, windows)
+    parity: Parity = compare(engine, map(reference, windows), windows)
+    if engine.precision == "int8" and not parity.foreground:
+        raise InputError(
+            f"not exported: in the {parity.windows} windows of scans that int8 is verified on, nothing is found",
+            remedy="Give --calibrate more scans, with what the model is to find",
+        )
     if problem := parity.problem(engine.precision):
         remedy = "Export with --precision fp32" if engine.precision != "fp32" else "Predict with --engine torch"
         raise InputError(f"not exported: in {engine.name}, {problem}", remedy=remedy)

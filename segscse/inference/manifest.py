@@ -87,10 +87,12 @@ class Manifest:
     def add(
         self, case: str, inputs: Sequence[Sequence[str]], outputs: Sequence[Path], quality: Mapping[str, Any]
     ) -> None:
-        """Enter a case whose files are written."""
+        """Enter a case whose files are written; what an earlier run has made of it besides is removed."""
         names = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in outputs}
         pairs = [list(pair) for pair in inputs]
         entry = {"key": self.key, "inputs": pairs, "outputs": names, "quality": dict(quality)}
+        known = self.cases.get(case, {"outputs": {}})["outputs"]
+        self._remove({name: digest for name, digest in known.items() if name not in names})
         self.cases[case] = self.own[case] = entry
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.save()
@@ -103,8 +105,12 @@ class Manifest:
         """
         entry = self.cases.pop(case, None)
         self.own.pop(case, None)
+        return [] if entry is None else self._remove(entry["outputs"])
+
+    def _remove(self, outputs: Mapping[str, str]) -> list[str]:
+        """Remove the files that are still as they were written, and return their names."""
         removed = []
-        for name, known in () if entry is None else entry["outputs"].items():
+        for name, known in outputs.items():
             path = self.folder / name
             with suppress(InputError, OSError):  # it is not there, or no file, or cannot be removed
                 if sha256_of(path) == known:

@@ -23,7 +23,7 @@ from segscse.data.peek import peek_scan
 from segscse.errors import InputError
 from segscse.inference.engines import TorchEngine
 from segscse.inference.postprocess import BYTES_TO_FIND_PIECES
-from segscse.inference.segment import Member, Options, plan_sweeps, shared_steps
+from segscse.inference.segment import Member, Options, counts_written, plan_sweeps
 from segscse.limits import require_disk, require_memory, size_text
 from segscse.tensor_bytes import TensorBytes
 
@@ -153,7 +153,7 @@ def estimate(
     early = any(scheme.before_resampling for member in members for scheme in member.plan.normalisation)
     steps = max(3 * voxels, 2 * resampled + 4 * early * voxels, 17 * early * voxels)
     reading = max(scan.itemsize * voxels, scan.itemsize * voxels // 2 + steps)
-    pieces = BYTES_TO_FIND_PIECES if shared_steps(members) else 0
+    pieces = BYTES_TO_FIND_PIECES if counts_written(members) else 0
     batch = options.batch_size or max(member.plan.batch_size for member in members)
     maps = sum(size for size in _map_bytes(options, members, voxels) if size <= MAP_BYTES)
     return Estimate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ TOLERANCES = {
 }
 # How much further from PyTorch than where it was exported a quantised graph may be on the same windows.
 FURTHER = 1.5
+# With less foreground than this share of all voxels, a single one would decide.
+LEAST_FOREGROUND = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,13 @@ class Parity:
         error: root mean square of the difference, over the standard deviation of PyTorch's logits.
         flipped: voxels whose label differs, over the voxels that either calls foreground.
         windows: how many windows were compared.
+        foreground: voxels that either calls foreground. `flipped` is over at least `LEAST_FOREGROUND` of all voxels.
     """
 
     error: float
     flipped: float
     windows: int
+    foreground: int
 
     def problem(self, precision: str, allowed: Tolerance | None = None) -> str | None:
         """Return why this is too far for a precision, or None; `allowed` takes the place of its tolerance."""
@@ -84,26 +88,31 @@ def made_up_tolerance(precision: str, exported: Mapping[str, Any]) -> Tolerance:
     return Tolerance(min(FURTHER * error + least.error, most), FURTHER * flipped + least.flipped)
 
 
-def compare(network: Network, reference: Sequence[torch.Tensor], windows: Sequence[torch.Tensor]) -> Parity:
-    """Compare a network with logits that PyTorch computed for the same windows.
+def compare(network: Network, reference: Iterable[torch.Tensor], windows: Sequence[torch.Tensor]) -> Parity:
+    """Compare a network with logits that PyTorch computes for the same windows.
 
     Args:
         network: maps `(B, C, *window)` to logits `(B, K, *window)`.
-        reference: PyTorch's logits, `(B, K, *window)` for each of `windows`.
+        reference: PyTorch's logits, `(B, K, *window)` for each of `windows`; of an iterator one is held at a time.
         windows: `(B, C, *window)`.
     """
-    squares, count, differing, foreground = 0.0, 0, 0, 0
-    reference = [logits.cpu() for logits in reference]  # MPS has no 64 bits
-    spread = torch.cat([logits.double().flatten() for logits in reference]).std().item()
-    for expected, window in zip(reference, windows, strict=True):
-        got = network(window).cpu()
-        squares += (got.double() - expected.double()).square().sum().item()
-        count += expected.numel()
+    squares, total, total_squares, count = 0.0, 0.0, 0.0, 0
+    voxels, differing, foreground = 0, 0, 0
+    for logits, window in zip(reference, windows, strict=True):
+        expected, got = logits.cpu(), network(window).cpu()  # MPS has no 64 bits
         ours, theirs = got.argmax(dim=1), expected.argmax(dim=1)
+        expected = expected.double()
+        squares += (got - expected).square_().sum().item()
+        total += expected.sum().item()
+        total_squares += expected.square_().sum().item()
+        count += expected.numel()
+        voxels += ours.numel()
         differing += int((ours != theirs).sum())
         foreground += int(((ours > 0) | (theirs > 0)).sum())
+    spread = max(total_squares / count - (total / count) ** 2, 0.0) ** 0.5
     error = (squares / count) ** 0.5 / max(spread, 1e-12)
-    return Parity(error, differing / max(foreground, 1), sum(len(window) for window in windows))
+    flipped = differing / max(foreground, LEAST_FOREGROUND * voxels)
+    return Parity(error, flipped, sum(len(window) for window in windows), foreground)
 
 
 def probe_windows(plan: Plan, count: int = PROBE_WINDOWS, seed: int = 0) -> list[torch.Tensor]:

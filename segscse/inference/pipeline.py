@@ -25,7 +25,7 @@ from segscse.data.network_grid import Prepared
 from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted, SegscseError
-from segscse.files import digest, only_writer, remove_leftovers, temporary_path
+from segscse.files import digest, only_writer, remove_leftovers, reserve, temporary_path
 from segscse.inference.ahead import ahead
 from segscse.inference.manifest import Manifest, digests, merge_parts
 from segscse.inference.memory import MAP_BYTES, window_bytes
@@ -179,7 +179,7 @@ class _Run:
                     made = self.network(case)
                     self._finish(writing)
                     if made is not None:
-                        writing = writer.submit(self.write, case, *made)
+                        writing = writer.submit(self.write, replace(case, prepared=()), *made)
                     if not overlapped:
                         self._finish(writing)
                     self._moved(1.0)
@@ -224,14 +224,15 @@ class _Run:
                 allocate=partial(_map_of_bytes, self.out, scratch),
                 advance=self._moved,
             )
-        except Exception as error:
+        except BaseException as error:
+            _remove(scratch)
+            if not isinstance(error, Exception):  # a stop
+                raise
             self._failed(case, error)
-        else:
-            for number in (0, 1):
-                self.outcome.windows[number] += made.windows[number]
-            return made, scratch
-        _remove(scratch)
-        return None
+            return None
+        for number in (0, 1):
+            self.outcome.windows[number] += made.windows[number]
+        return made, scratch
 
     def write(self, case: _Case, made: Segmentation, scratch: Sequence[Path]) -> None:
         """Write a case's files, the label map last, and enter it into the manifest."""
@@ -296,8 +297,10 @@ def _map_of_bytes(out: Path, scratch: list[Path], name: str, shape: tuple[int, .
     """Return an array of bytes for a map: in memory when it is small, else in a file beside the outputs."""
     if prod(shape) <= MAP_BYTES:
         return np.zeros(shape, np.uint8, order="F")
-    scratch.append(temporary_path(out / name))
-    return np.memmap(scratch[-1], np.uint8, "w+", shape=shape, order="F")
+    path = temporary_path(out / name)
+    reserve(path, prod(shape))
+    scratch.append(path)
+    return np.memmap(path, np.uint8, "r+", shape=shape, order="F")
 
 
 def _remove(paths: Sequence[Path]) -> None:

@@ -25,7 +25,7 @@ from segscse.inference.sliding_window import Rows
 
 # A case is worth a look below this mean probability of its own labels,
 LOW_CONFIDENCE = 0.8
-# above this mean entropy (of 1) at the labels' borders,
+# above this mean entropy, in bits, at the labels' borders,
 HIGH_BORDER_ENTROPY = 0.6
 # above this share of foreground on whose label the members of an ensemble differ,
 HIGH_DISAGREEMENT = 0.2
@@ -33,6 +33,8 @@ HIGH_DISAGREEMENT = 0.2
 MANY_COMPONENTS = 5
 # or when a volume lies this many times outside of the training cases' range.
 VOLUME_MARGIN = 1.25
+# Label ids beyond this are numbered anew before their boxes are looked for.
+MOST_BOXES = 1 << 16
 # Logits whose probabilities are worked out together.
 TOGETHER = 1 << 18
 
@@ -44,7 +46,7 @@ class Confidence:
     Attributes:
         numbers: class of every voxel `(X, Y, Z)` on the network's grid.
         foreground: voxels of foreground and their summed probability.
-        border: voxels beside another class and their summed entropy over log K.
+        border: voxels beside another class and their summed entropy, in bits.
         done: rows taken in.
         held: where the last of them is at a border, as far as its neighbours are known; the next step has the others.
     """
@@ -93,14 +95,15 @@ def case_quality(
     plan: Plan,
     affine: np.ndarray,
     volumes_ml: Mapping[str, Sequence[float]],
+    written: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return one case's row of `quality.csv`.
 
-    `mean_confidence` is the mean probability of the label over the foreground, `border_entropy` the mean entropy over
-    log K of the voxels beside another label, both on the network's grid and averaged over an ensemble's members;
-    `disagreement` is the share of foreground voxels whose label not all members give; `volume_ml_*` and
-    `components_*` (pieces, corners touching, before postprocessing) are per label. `look` is yes when `reasons` is not
-    empty.
+    `mean_confidence` is the mean probability of the label over the foreground, `border_entropy` the mean entropy of the
+    voxels beside another label, in bits, of which two equally likely labels make one; both are on the network's grid
+    and averaged over an ensemble's members. `disagreement` is the share of foreground voxels whose label not all
+    members give; `volume_ml_*` and
+    `components_*` (pieces, corners touching) are per label. `look` is yes when `reasons` is not empty.
 
     Args:
         confidences: one per member.
@@ -109,6 +112,7 @@ def case_quality(
         plan: labels.
         affine: the scan's.
         volumes_ml: smallest and largest volume of each label id in the training cases, where known.
+        written: label map in which pieces are counted, where it is not just what the first member says.
     """
     voxel_ml = float(np.prod(spacing_of(affine))) / 1000
     foreground = int(counts[1:].sum())
@@ -118,7 +122,10 @@ def case_quality(
         "disagreement": None if disputed is None or not foreground else min(1.0, disputed / foreground),
     }
     reasons = []
-    pieces = components(confidences[0].numbers, len(plan.labels))
+    if written is None:
+        pieces = components(confidences[0].numbers, range(len(plan.labels)))
+    else:
+        pieces = components(written, plan.label_ids)
     for number, (label, name) in enumerate(plan.labels[1:], start=1):
         volume = float(counts[number]) * voxel_ml
         row[f"volume_ml_{label}"], row[f"components_{label}"] = volume, pieces[number]
@@ -127,15 +134,22 @@ def case_quality(
     return {"look": "yes" if reasons else "no", "reasons": "; ".join(reasons), **row}
 
 
-def components(numbers: np.ndarray, n_classes: int) -> list[int]:
-    """Return how many pieces each class has; voxels that touch at a corner are one piece. Background counts none."""
+def components(array: np.ndarray, values: Sequence[int]) -> list[int]:
+    """Return how many pieces each value has; voxels that touch at a corner are one piece. Background, 0, counts none.
+
+    Args:
+        array: class numbers or label ids `(X, Y, Z)`.
+        values: ascending, 0 first.
+    """
     from scipy import ndimage  # takes a quarter of a second, which the network need not wait for
 
-    found = [0] * n_classes
-    for number, box in enumerate(ndimage.find_objects(numbers, n_classes - 1), start=1):
-        if box is not None:
-            found[number] = int(ndimage.label(numbers[box] == number, np.ones((3, 3, 3)))[1])
-    return found
+    if max(values) > MOST_BOXES:  # a box is looked for at every number up to the largest
+        array, values = np.searchsorted(values, array), range(len(values))
+    boxes = ndimage.find_objects(array, max(values))
+    inside = [(value, boxes[value - 1]) for value in values[1:]]
+    return [0] + [
+        0 if box is None else int(ndimage.label(array[box] == value, np.ones((3, 3, 3)))[1]) for value, box in inside
+    ]
 
 
 def write_quality(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -204,7 +218,7 @@ def _largest(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    return torch.special.entr(probabilities).sum(dim=0) / log(len(probabilities))
+    return torch.special.entr(probabilities).sum(dim=0) / log(2)
 
 
 def _mean(sums: Sequence[Sequence[float]]) -> float | None:

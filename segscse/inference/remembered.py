@@ -48,7 +48,7 @@ def recall(key: str) -> tuple[str, tuple[Trial, ...]] | None:
         kept = read_json(_path(key))
         trials = [Trial(one["engine"], one["ms_per_window"] or math.inf, one["problem"]) for one in kept["trials"]]
         return str(kept["taken"]), tuple(trials)
-    except (InputError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError, RuntimeError):
         return None
 
 
@@ -62,10 +62,11 @@ def remember(key: str, taken: str, trials: tuple[Trial, ...]) -> None:
         }
         for trial in trials
     ]
-    with suppress(InputError):
+    with suppress(InputError, RuntimeError):
         write_json(_path(key), {"taken": taken, "trials": rows})
 
 
 def _path(key: str) -> Path:
+    """Return the file of a measurement; RuntimeError where nobody knows the user's home folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "segscse" / "engines" / f"{key}.json"

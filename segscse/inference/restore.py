@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from math import log, prod
 from typing import Any
@@ -164,7 +165,7 @@ def _draw_dense(blocks: Sequence[_Block], box: tuple[slice, ...], canvas: Canvas
     """Draw what needs the probabilities of all classes; return the class numbers `(*tile)`."""
     members = [block.interpolated() for block in blocks]
     probabilities = [values.softmax(dim=0) for values in members]
-    mean = probabilities[0] if len(members) == 1 else torch.stack(probabilities).mean(dim=0)
+    mean = reduce(torch.add, probabilities) / len(members) if len(members) > 1 else probabilities[0]
     # Of a single member the logits decide, as where probabilities are not needed: they have fewer ties.
     numbers = largest_class(members[0] if len(members) == 1 else mean)
     if len(members) > 1:

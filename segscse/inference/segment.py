@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from segscse.data.geometry import to_canonical
+from segscse.data.geometry import orthogonal, to_canonical
 from segscse.data.io import Volume, as_labels
 from segscse.data.network_grid import Prepared, normalise
 from segscse.data.output import write_labels
@@ -149,9 +149,10 @@ def segment(
     ids = as_labels(np.array(plan.label_ids))
     labels = np.zeros(tuple(source.array.shape[:3]), ids.dtype, order="F")
     maps = _maps(labels.shape, len(ids), options, len(members), allocate or _in_memory)
-    views = {name: None if array is None else to_canonical(array, source.affine)[0] for name, array in maps.items()}
+    affine = orthogonal(source.affine)  # as the image was turned by it: at 45 degrees rounding decides between two axes
+    views = {name: None if array is None else to_canonical(array, affine)[0] for name, array in maps.items()}
     canvas = Canvas(
-        to_canonical(labels, source.affine)[0],
+        to_canonical(labels, affine)[0],
         np.zeros(len(ids), np.int64),
         views["probabilities"],
         views["uncertainty"],
@@ -168,6 +169,7 @@ def segment(
     canvas.counts[0] += sum(lost.values())
     volumes = members[0].provenance.get("label_volumes_ml", {})
     disputed = canvas.disputed if len(members) > 1 else None
+    written = labels if counts_written(members) else None
     return Segmentation(
         labels,
         source.affine,
@@ -175,13 +177,18 @@ def segment(
         **maps,
         source=source,
         windows=(counter.evaluated, counter.left_out),
-        measure=partial(case_quality, confidences, canvas.counts, disputed, plan, source.affine, volumes),
+        measure=partial(case_quality, confidences, canvas.counts, disputed, plan, source.affine, volumes, written),
     )
 
 
 def shared_steps(members: Sequence[Member]) -> tuple[str, ...]:
     """Return the steps after the arg max that all members ask for."""
     return tuple(step for step in members[0].postprocessing if all(step in member.postprocessing for member in members))
+
+
+def counts_written(members: Sequence[Member]) -> bool:
+    """Return whether pieces are counted in the label map, and not on the network's grid, which takes less."""
+    return len(members) > 1 or bool(shared_steps(members))
 
 
 def wanted_voxels(image: torch.Tensor, plan: Plan) -> torch.Tensor:

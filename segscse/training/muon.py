@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,10 @@ class Muon(torch.optim.AdamW):
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
-        super().__init__(groups, lr=lr)
+        super().__init__(groups, lr=lr, fused=True)
+        # Says that the optimiser unscales fp16 gradients by itself. Ours are never scaled, and in bf16, too, Lightning
+        # refuses to clip the gradients of such an optimiser.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -45,23 +48,30 @@ class Muon(torch.optim.AdamW):
         finally:
             self.param_groups = everything
         for group in matrices:
+            by_size: dict[int, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_matrix(parameter, parameter.grad, group["lr"], group["weight_decay"])
+                    by_size.setdefault(min(as_matrix(parameter).shape), []).append(parameter)
+            for parameters in by_size.values():
+                self._step_matrices(parameters, group["lr"], group["weight_decay"])
         return loss
 
-    def _step_matrix(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())  # AdamW looks for it when it reads a checkpoint
-            state["momentum"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        update = orthogonal(as_matrix(torch.lerp(gradient, momentum, MOMENTUM)))
-        parameter.mul_(1 - lr * weight_decay)
-        scale = 0.2 * max(update.shape) ** 0.5 * lr
-        kernel_last = parameter.movedim(1, -1)
-        kernel_last.sub_(update.reshape(kernel_last.shape), alpha=scale)
+    def _step_matrices(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        """Step parameters whose matrices have as many rows, or columns, one as the other."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())  # AdamW looks for it when it reads a checkpoint
+                state["momentum"] = torch.zeros_like(parameter)
+            state["step"] += 1
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        updates = orthogonal([as_matrix(update) for update in torch._foreach_lerp(gradients, momenta, MOMENTUM)])
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        for parameter, update in zip(parameters, updates, strict=True):
+            kernel_last = parameter.movedim(1, -1)
+            kernel_last.sub_(update.reshape(kernel_last.shape), alpha=0.2 * max(update.shape) ** 0.5 * lr)
 
 
 def as_matrix(weights: Tensor) -> Tensor:
@@ -69,21 +79,36 @@ def as_matrix(weights: Tensor) -> Tensor:
     return weights.movedim(1, -1).reshape(len(weights), -1)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Return about the nearest matrix whose singular values are all 1, by five Newton-Schulz steps in fp32.
+def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return about the nearest matrices whose singular values are all 1, by five Newton-Schulz steps in fp32.
 
     A step maps X to $(a I + b G + c G^2) X$ with $G = X X^T$. The polynomials are multiplied up in the small square
-    matrices and applied to X once, which for a convolution saves most of the work.
+    matrices, of all X together, and applied to X once, which for convolutions saves most of the work.
+
+    Args:
+        matrices: whose smaller sides are equal.
     """
+    wide = [(matrix.T if _tall(matrix) else matrix).float() for matrix in matrices]
+    wide = [matrix / (matrix.norm() + 1e-7) for matrix in wide]
+    products = _newton_schulz(torch.stack([matrix @ matrix.T for matrix in wide]))
+    return [
+        ((product @ x).T if _tall(matrix) else product @ x).to(matrix.dtype)
+        for matrix, x, product in zip(matrices, wide, products, strict=True)
+    ]
+
+
+def _newton_schulz(gram: Tensor) -> Tensor:
+    """Return what makes matrices X with products $X X^T$, `(B, n, n)`, orthogonal when multiplied from the left."""
     a, b, c = COEFFICIENTS
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).float()
-    x = x / (x.norm() + 1e-7)
-    gram = x @ x.T
-    product = identity = torch.eye(len(x), device=x.device)
+    identity = torch.eye(gram.shape[-1], device=gram.device)
+    product = identity.expand_as(gram)
     for step in range(STEPS):
-        factor = torch.addmm(a * identity + b * gram, gram, gram, alpha=c)
+        factor = torch.baddbmm(a * identity + b * gram, gram, gram, alpha=c)
         product = factor if step == 0 else factor @ product
-        gram = factor @ gram @ factor
-    x = product @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        if step < STEPS - 1:
+            gram = factor @ gram @ factor
+    return product
+
+
+def _tall(matrix: Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]

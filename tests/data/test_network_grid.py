@@ -80,11 +80,11 @@ def test_interpolation_is_scipys_whatever_the_memory_order(order):
 
 
 def test_samples_at_voxel_centres_take_the_voxel():
-    found = lerp_places(np.array([-3.0, -0.5, -0.4, 1.000004, 1.999996, 2.25, 4.5, 4.6]), 5)
-    assert found.low.tolist() == [0, 0, 0, 1, 2, 2, 4, 4]
-    assert found.high.tolist() == [0, 0, 0, 1, 2, 3, 4, 4]
-    assert found.share.tolist() == [0, 0, 0, 0, 0, 0.25, 0, 0]
-    assert found.inside.tolist() == [False, True, True, True, True, True, True, False]
+    found = lerp_places(np.array([-3.0, -0.5, -0.4, 1.000004, 1.999996, 2.25, 4.5, 4.6, -0.5 - 1e-12, 4.5 + 1e-12]), 5)
+    assert found.low.tolist() == [0, 0, 0, 1, 2, 2, 4, 4, 0, 4]
+    assert found.high.tolist() == [0, 0, 0, 1, 2, 3, 4, 4, 0, 4]
+    assert found.share.tolist() == [0, 0, 0, 0, 0, 0.25, 0, 0, 0, 0]
+    assert found.inside.tolist() == [False, True, True, True, True, True, True, False, True, True]
 
 
 @pytest.mark.parametrize(("shape", "spacing"), product([(1, 9, 33), (20, 21, 22)], [(0.7, 3.0, 1.0), (2.0, 0.4, 1.5)]))

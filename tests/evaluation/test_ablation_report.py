@@ -67,6 +67,14 @@ def test_runs_are_merged_with_their_convention_and_only_of_one():
         merge_runs([first, second], None)
 
 
+def test_under_way_seeds_are_compared_over_the_cases_that_all_have_scored():
+    hard, easy = _table([0.5, 0.6]), _table([0.8, 0.9]).assign(case=["x", "y"])
+    runs = [(0, hard), (0, easy), (1, hard)]
+    (variant, _), *_ = score_variants({"none": runs, "scse": runs}, {"none": COST, "scse": COST})
+    assert variant.by_seed == pytest.approx((0.55, 0.55))
+    assert variant.mean == pytest.approx(0.7)
+
+
 @pytest.fixture
 def runs():
     """Return three variants, two seeds, two labels and 14 cases, of which the second variant is better."""

@@ -132,6 +132,11 @@ def test_one_subject_has_none_and_equal_values_have_no_width():
     assert (constant.low, constant.high, constant.method) == (pytest.approx(0.3), pytest.approx(0.3), "constant")
 
 
+def test_means_that_no_case_moves_when_left_out_have_an_interval():
+    interval = mean_of_means_interval(np.array([[0.0, 1.0], [0.5, np.nan]]))
+    assert np.isfinite([interval.low, interval.high]).all()
+
+
 def test_one_outlier_among_equals_warns_of_nothing_and_stays_within_the_values():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

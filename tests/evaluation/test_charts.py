@@ -39,6 +39,24 @@ def test_ticks_are_round_and_enclose(low, high, expected):
         assert ticks == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("size", [1e-12, 0.014, 3.0, 4e7])
+def test_values_that_differ_by_rounding_alone_have_ticks(size):
+    ticks = nice_ticks(size, size * (1 + 2e-16))
+    assert ticks == sorted(set(ticks))
+    assert ticks[0] <= size <= ticks[-1]
+
+
+def test_tiny_ranges_keep_their_ticks_apart():
+    assert nice_ticks(0, 5e-13) == pytest.approx([0, 1e-13, 2e-13, 3e-13, 4e-13, 5e-13], rel=1e-9, abs=1e-20)
+
+
+def test_volumes_whose_means_differ_by_rounding_are_drawn():
+    table = _table("dice", [0.8, 1.0], volume_ref_ml=[0.1, 0.15], volume_pred_ml=[0.2, 0.15])
+    means = (table["volume_ref_ml"] + table["volume_pred_ml"]) / 2
+    assert 0 < abs(means[0] - means[1]) < 1e-15
+    assert len(bland_altman(table, {"c0": 0, "c1": 1}, None).points) == 2
+
+
 def test_dice_stands_where_it_should():
     chart = _distribution(_table("dice", [0.2, 0.6, 1.0, math.nan]), "dice")
     (strip,) = chart.strips

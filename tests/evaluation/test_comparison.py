@@ -80,6 +80,17 @@ def test_pairs_undefined_on_one_side_are_counted_and_told():
     assert "once a rightly finds nothing where b marks something" in result.verdict
 
 
+def test_what_the_foreground_counts_and_a_label_does_not_is_told_apart():
+    """Both labels are in every even case; b marks the second in the others, too, where a rightly does not."""
+    first = _table([0.9] * 12)
+    second = _table([0.8, math.nan] * 6, label=2, name="spleen")
+    result = compare(pd.concat([first, second]), pd.concat([first, second.fillna(0.0)]))
+    assert [row.difference for row in result.by_label] == [0.0, 0.0]
+    assert result.difference == pytest.approx(-0.225)
+    assert "counted here, not by label: 6 times a rightly finds nothing where b marks something" in result.verdict
+    assert "not counted" not in result.verdict
+
+
 def test_what_is_made_up_in_healthy_cases_is_told_for_distances_too():
     healthy = [math.nan] * 15
     a = _table(np.full(30, 0.9)).assign(hd95_mm=healthy + [3.0] * 15, diagonal_mm=50.0)

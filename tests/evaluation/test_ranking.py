@@ -13,6 +13,7 @@ from segscse.evaluation.ranking import rank_stability
 
 def test_wilcoxon_exact_value():
     assert wilcoxon_p(np.array([0.1, 0.2, 0.3, 0.4, 0.5])) == pytest.approx(2 / 32)
+    assert wilcoxon_p(np.array([0.0] * 20 + [0.1, 0.2, 0.3, 0.4, 0.5])) == pytest.approx(2 / 32)  # zeros tell nothing
     assert wilcoxon_p(np.zeros(4)) == 1
     assert math.isnan(wilcoxon_p(np.array([])))
 

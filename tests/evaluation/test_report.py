@@ -48,6 +48,21 @@ def test_report_needs_nothing_from_outside(folders, tmp_path, save):
     assert html.index("Worst: c") < html.index("Median: b") < html.index("Best: a")
 
 
+def test_labels_that_are_not_scored_are_not_shown(tmp_path, save):
+    array = np.zeros((12, 12, 8), np.uint8)
+    array[2:6, 2:6, 2:5] = 1
+    array[7:11, 7:11, 5:8] = 2
+    for folder in ("pred", "ref"):
+        save(tmp_path / folder / "a.nii.gz", array)
+    evaluate_folders(tmp_path / "pred", tmp_path / "ref", tmp_path / "out", labels=[1])
+    assert "label 2" not in _text(_read(tmp_path / "out"))
+
+
+def test_few_cases_are_said_to_make_intervals_too_narrow(folders, tmp_path):
+    evaluate_folders(*folders, tmp_path / "out")
+    assert "With only 3 cases they are likely too narrow." in _read(tmp_path / "out")
+
+
 def test_the_page_allows_its_own_script_alone(folders, tmp_path):
     evaluate_folders(*folders, tmp_path / "out")
     html = _read(tmp_path / "out")

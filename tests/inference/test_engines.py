@@ -132,21 +132,21 @@ class TestParity:
 
     def test_equal_logits_differ_by_nothing(self):
         expected = [self._logits(window) for window in self.WINDOWS]
-        assert compare(self._logits, expected, self.WINDOWS) == Parity(0.0, 0.0, 2)
+        assert compare(self._logits, expected, self.WINDOWS) == Parity(0.0, 0.0, 2, 16)
 
     def test_error_and_flips_are_those_of_a_worked_example(self):
         expected = [torch.tensor([[[[0.0, 1.0]], [[2.0, -1.0]]]])]  # labels 1, 0
         got = torch.tensor([[[[0.0, 1.0]], [[2.0, 3.0]]]])  # labels 1, 1
         parity = compare(lambda _: got, expected, [torch.zeros(1, 1, 1, 2)])
         assert parity.flipped == 0.5
-        assert parity.error == pytest.approx(2.0 / np.std([0.0, 1.0, 2.0, -1.0], ddof=1))
+        assert parity.error == pytest.approx(2.0 / np.std([0.0, 1.0, 2.0, -1.0], ddof=0))
 
     @pytest.mark.parametrize("precision", list(TOLERANCES))
     def test_both_limits_count_and_nan_is_no_parity(self, precision):
         allowed = TOLERANCES[precision]
-        assert Parity(allowed.error, allowed.flipped, 1).problem(precision) is None
+        assert Parity(allowed.error, allowed.flipped, 1, 9).problem(precision) is None
         for error, flipped in ((2 * allowed.error, 0.0), (0.0, 2 * allowed.flipped), (float("nan"), 0.0)):
-            assert "allowed in" in Parity(error, flipped, 1).problem(precision)
+            assert "allowed in" in Parity(error, flipped, 1, 9).problem(precision)
 
     @pytest.mark.parametrize("plan", [tiny_plan(), tiny_plan_2d()], ids=["3D", "2D"])
     def test_probe_windows_are_normalised_and_the_same_each_time(self, plan):

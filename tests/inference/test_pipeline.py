@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nearest import CPU, Nearest, corrupt, nearest_predictor
+from scipy import ndimage
 from tiny import tiny_case, tiny_plan
 from volumes import write_volume
 
@@ -19,6 +21,7 @@ from segscse.data.output import write_labels
 from segscse.errors import InputError, Interrupted
 from segscse.files import sha256_of
 from segscse.inference import pipeline
+from segscse.inference import segment as segment_module
 from segscse.inference.engines import TorchEngine
 from segscse.inference.model_folder import load_model, save_model
 from segscse.inference.pipeline import PARTS, predict_files
@@ -95,6 +98,44 @@ class TestFolders:
         )
         np.testing.assert_array_equal(first, second)
         assert _names(out / "a") == _names(out / "b")
+
+    def test_a_full_disk_is_the_failure_of_a_case(self, scans, out, monkeypatch):
+        def full(descriptor, start, size):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(pipeline, "MAP_BYTES", 100)
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        outcome = predict_files(nearest_predictor(), [scans], out, options=Options(probabilities=True))
+        assert len(outcome.failures) == 3
+        assert "no room for a map of 0.0 GB (No space left on device)" in outcome.failures[0].reason
+        assert _names(out) == {"predictions.json"}
+
+    def test_a_stop_leaves_no_map_behind(self, scans, out, monkeypatch):
+        def stop(*arguments, **options):
+            assert [name for name in _names(out) if ".tmp" in name]
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pipeline, "MAP_BYTES", 100)
+        monkeypatch.setattr(segment_module, "draw", stop)
+        predictor = nearest_predictor()
+        with pytest.raises(Interrupted):
+            predict_files(predictor, [scans / "scan_0.nii.gz"], out, options=Options(probabilities=True))
+        assert not [name for name in _names(out) if ".tmp" in name]
+
+    def test_maps_of_an_earlier_model_do_not_stay_beside_the_new_labels(self, scans, out):
+        predict_files(nearest_predictor(), [scans], out, options=Options(uncertainty=True))
+        assert len(list((out / "uncertainty").iterdir())) == 3
+        predict_files(nearest_predictor(mirror=True), [scans], out)
+        assert not list((out / "uncertainty").iterdir())
+
+    def test_pieces_of_an_ensemble_are_those_of_its_label_map(self, scans, out):
+        ensemble = Ensemble([nearest_predictor(), nearest_predictor(tiny_plan(spacing_mm=(1.3, 1.0, 0.8)))])
+        predict_files(ensemble, [scans / "scan_0.nii.gz"], out)
+        with (out / "quality.csv").open() as stream:
+            (row,) = csv.DictReader(stream)
+        labels = read_labels(out / "scan_0.nii.gz").array
+        for label in (2, 5):
+            assert int(row[f"components_{label}"]) == ndimage.label(labels == label, np.ones((3, 3, 3)))[1]
 
     def test_an_ensemble_writes_its_disagreement(self, scans, out):
         ensemble = Ensemble([nearest_predictor(), nearest_predictor(tiny_plan(spacing_mm=(1.3, 1.0, 0.8)))])

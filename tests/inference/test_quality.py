@@ -58,7 +58,7 @@ def test_sums_over_steps_are_those_of_the_whole(numbers, axis, step):
     assert found.foreground == [(classes > 0).sum(), pytest.approx(largest[classes > 0].sum(), rel=1e-5)]
     border = _at_a_border(classes)
     shares = logits.softmax(dim=0).numpy().astype(np.float64)
-    entropy = -(shares * np.log(shares)).sum(axis=0) / np.log(3)
+    entropy = -(shares * np.log(shares)).sum(axis=0) / np.log(2)
     assert found.border == [border.sum(), pytest.approx(entropy[border].sum(), rel=1e-5)]
 
 
@@ -73,7 +73,7 @@ def test_the_border_is_what_lies_beside_another_class(numbers, step):
 def test_numbers_of_a_case_are_worked_out_by_hand(numbers):
     row = _row(numbers)
     sure = np.exp(4) / (np.exp(4) + 2)
-    entropy = -(sure * np.log(sure) + (1 - sure) * np.log((1 - sure) / 2)) / np.log(3)
+    entropy = -(sure * np.log(sure) + (1 - sure) * np.log((1 - sure) / 2)) / np.log(2)
     assert row["mean_confidence"] == pytest.approx(sure, rel=1e-5)
     assert row["border_entropy"] == pytest.approx(entropy, rel=1e-4)
     assert row["disagreement"] is None
@@ -113,7 +113,9 @@ def test_pieces_that_touch_at_a_corner_are_one():
     numbers = np.zeros((5, 5, 5), np.uint8)
     numbers[0, 0, 0] = numbers[1, 1, 1] = 1
     numbers[3:, 3:, 3:] = 3
-    assert components(numbers, 4) == [0, 1, 0, 1]
+    assert components(numbers, range(4)) == [0, 1, 0, 1]
+    ids = np.array([0, 7, 9, 70000])
+    assert components(ids[numbers], ids.tolist()) == [0, 1, 0, 1]
 
 
 class _OnMps:

@@ -9,7 +9,8 @@ from segscse.cli import run
 from segscse.errors import InputError
 from segscse.files import read_json, write_json
 from segscse.inference import parity
-from segscse.inference.model_folder import load_model
+from segscse.inference.export import export_model
+from segscse.inference.model_folder import load_model, save_model
 from segscse.inference.predictor import load
 from segscse.inference.quantise import calibration_windows
 
@@ -20,23 +21,54 @@ def scans(tmp_path_factory, make_volume):
     return [make_volume(folder / f"c{number}.nii.gz", tiny_case(number)[0]) for number in range(5)]
 
 
+def _brighter_than(threshold):
+    """Return a network whose foreground is what is brighter than this, normalised."""
+    return lambda x: torch.cat([torch.zeros_like(x[:, :1]), x[:, :1] - threshold], dim=1)
+
+
 @pytest.mark.parametrize("plan", [tiny_plan(), tiny_plan_2d()], ids=["3D", "2D"])
 def test_windows_are_the_networks_and_other_scans_verify(scans, plan):
     seen = []
-    calibrate, verify = calibration_windows(scans, plan, lambda done, total: seen.append((done, total)))
+    calibrate, verify = calibration_windows(
+        scans, plan, _brighter_than(0), lambda done, total: seen.append((done, total))
+    )
     assert {tuple(window.shape) for window in (*calibrate, *verify)} == {(1, 1, *plan.patch_size)}
     assert not any(torch.equal(a, b) for a in calibrate for b in verify)
     assert seen == [(number, 5) for number in range(1, 6)]
 
 
 def test_one_scan_calibrates_and_verifies(scans):
-    calibrate, verify = calibration_windows(scans[:1], tiny_plan())
+    calibrate, verify = calibration_windows(scans[:1], tiny_plan(), _brighter_than(0))
     assert verify is calibrate
+
+
+def test_windows_with_foreground_are_among_them_wherever_contrast_is(tmp_path, make_volume):
+    array = np.zeros((40, 40, 16), np.float32)
+    array[:, :24] = np.random.default_rng(0).choice([-1.0, 0.5], size=(40, 24, 16))  # the largest variance
+    array[34:38, 34:38, 6:10] = 1.5
+    path = make_volume(tmp_path / "a.nii", array)
+    windows, _ = calibration_windows([path], tiny_plan(), _brighter_than(1.5))
+    assert any((window > 1.5).any() for window in windows)
+    assert len(windows) == 8
+
+
+def test_a_model_that_finds_nothing_in_the_scans_is_not_quantised(trained, tmp_path, make_volume):
+    pytest.importorskip("nncf", reason="the extra int8 is not installed")
+    model = load_model(trained.folder)
+    model.weights["heads.0.bias"][0] += 1e4  # background, whatever the scan
+    save_model(tmp_path / "blind", model)
+    array = np.random.default_rng(0).normal(size=(20, 20, 12)).astype(np.float32)
+    scan = make_volume(tmp_path / "scan.nii.gz", array)
+    with pytest.raises(
+        InputError, match=r"not exported: in the \d windows .* nothing is found\. Give --calibrate more"
+    ):
+        export_model(tmp_path / "blind", tmp_path / "m", precision="int8", calibrate=[scan])
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_scan_smaller_than_the_window_is_padded(tmp_path, make_volume):
     path = make_volume(tmp_path / "a.nii", np.random.default_rng(0).normal(size=(5, 6, 3)).astype(np.float32))
-    windows, _ = calibration_windows([path], tiny_plan())
+    windows, _ = calibration_windows([path], tiny_plan(), _brighter_than(0))
     assert [tuple(window.shape) for window in windows] == [(1, 1, 16, 16, 8)]
     assert not windows[0][..., 5:, :, :].any()
 
@@ -74,7 +106,7 @@ def test_the_tolerance_on_made_up_windows_is_what_the_export_found_and_half_as_m
     exported = {parity.MADE_UP: {"error": 0.1, "flipped": 0.08, "windows": 4}}
     allowed = parity.made_up_tolerance("int8", exported)
     assert (allowed.error, allowed.flipped) == pytest.approx((0.152, 0.122))
-    near, far = parity.Parity(0.12, 0.1, 4), parity.Parity(0.12, 0.13, 4)
+    near, far = parity.Parity(0.12, 0.1, 4, 9), parity.Parity(0.12, 0.13, 4, 9)
     assert near.problem("int8", allowed) is None
     assert "0.13 of the foreground" in far.problem("int8", allowed)
     assert near.problem("int8") is not None
@@ -83,12 +115,12 @@ def test_the_tolerance_on_made_up_windows_is_what_the_export_found_and_half_as_m
 def test_no_record_lets_logits_be_further_off_than_int8_may_be():
     exported = {parity.MADE_UP: {"error": float("inf"), "flipped": 0.1}}
     assert parity.made_up_tolerance("int8", exported).error == parity.TOLERANCES["int8"].error
-    assert parity.Parity(0.1, 0.1, 4).problem("int8", parity.made_up_tolerance("int8", exported)) is None
+    assert parity.Parity(0.1, 0.1, 4, 9).problem("int8", parity.made_up_tolerance("int8", exported)) is None
     exported[parity.MADE_UP]["error"] = float("nan")
-    assert parity.Parity(0.0, 0.0, 4).problem("int8", parity.made_up_tolerance("int8", exported)) is not None
+    assert parity.Parity(0.0, 0.0, 4, 9).problem("int8", parity.made_up_tolerance("int8", exported)) is not None
 
 
-@pytest.mark.parametrize(("recorded", "refused"), [(0.0, False), (None, True)])
+@pytest.mark.parametrize(("recorded", "refused"), [(0.02, False), (None, True)])
 def test_auto_judges_a_graph_that_says_int8_by_its_record(trained, tmp_path, monkeypatch, recorded, refused):
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     assert run(["export", str(trained.folder), "--out", str(tmp_path / "m"), "--precision", "fp32"]) == 0
@@ -120,8 +152,6 @@ def test_a_quantised_model_that_changes_too_many_labels_is_not_exported(trained,
 def test_int8_without_nncf_names_the_extra(trained, dataset, tmp_path, monkeypatch):
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     import sys
-
-    from segscse.inference.export import export_model
 
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(InputError, match=r"nncf is not installed .*segscse\[int8\]"):

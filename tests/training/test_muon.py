@@ -4,23 +4,25 @@ import torch
 from segscse.training.muon import MOMENTUM, Muon, as_matrix, orthogonal
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (8, 200), (200, 8), (1, 27)])
-def test_the_update_has_the_singular_vectors_of_the_matrix_and_values_near_one(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonal(matrix)
-    rotated = u.T @ found @ v.T  # diagonal when the vectors are the same
-    off = rotated - torch.diag(rotated.diagonal())
-    assert off.abs().max() < 1e-4
-    large = values > 0.02 * matrix.norm()
-    assert rotated.diagonal()[large].min() > 0.6
-    assert rotated.diagonal().max() < 1.3
+@pytest.mark.parametrize("shapes", [[(16, 16)], [(8, 200), (200, 8), (8, 8)], [(1, 27)]])
+def test_updates_have_the_singular_vectors_of_their_matrices_and_values_near_one(shapes):
+    generator = torch.Generator().manual_seed(1)
+    matrices = [torch.randn(shape, generator=generator) for shape in shapes]
+    for matrix, found in zip(matrices, orthogonal(matrices), strict=True):
+        u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+        rotated = u.T @ found @ v.T  # diagonal when the vectors are the same
+        off = rotated - torch.diag(rotated.diagonal())
+        assert off.abs().max() < 1e-4
+        large = values > 0.02 * matrix.norm()
+        assert rotated.diagonal()[large].min() > 0.6
+        assert rotated.diagonal().max() < 1.3
 
 
 def test_orthogonal_does_not_depend_on_the_size_of_the_matrix():
     matrix = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(orthogonal(1000 * matrix), orthogonal(matrix), rtol=1e-4, atol=1e-5)
-    assert torch.isfinite(orthogonal(torch.zeros(3, 4))).all()
+    large, small = orthogonal([1000 * matrix, matrix])
+    torch.testing.assert_close(large, small, rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(orthogonal([torch.zeros(3, 4)])[0]).all()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
@@ -35,9 +37,25 @@ def test_a_step_is_the_formula(layout):
         optimizer.step()
         momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradient
         nesterov = (1 - MOMENTUM) * gradient + MOMENTUM * momentum
-        update = orthogonal(nesterov.movedim(1, -1).reshape(4, -1)).reshape(4, 3, 3, 3, 3).movedim(-1, 1)
+        update = orthogonal([nesterov.movedim(1, -1).reshape(4, -1)])[0].reshape(4, 3, 3, 3, 3).movedim(-1, 1)
         expected = (1 - 0.02 * 0.1) * expected - 0.02 * 0.2 * 81**0.5 * update
     torch.testing.assert_close(weights.detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_of_several_sizes_are_stepped_as_each_alone():
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(shape, generator=generator) for shape in ((4, 3, 3, 3), (9, 4, 1, 1), (6, 50), (4, 7))]
+    gradients = [torch.randn(start.shape, generator=generator) for start in starts]
+
+    def stepped(numbers):
+        weights = [torch.nn.Parameter(starts[number].clone()) for number in numbers]
+        for weight, number in zip(weights, numbers, strict=True):
+            weight.grad = gradients[number]
+        Muon([{"params": weights, "weight_decay": 0.1, "orthogonal": True}], lr=0.05).step()
+        return [weight.detach() for weight in weights]
+
+    for number, together in enumerate(stepped(range(4))):
+        torch.testing.assert_close(together, stepped([number])[0])
 
 
 def test_vectors_are_left_to_adamw():
