@@ -228,12 +228,13 @@ def main():
     if not given.models:
         parser.error("give a model")
 
+    from bench_equal_time import TRAINING
     from bench_peers_faults import environment
     from measure import save
 
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        python = None if given.peer is None else environment(given.peer.resolve())
+        python = None if given.peer is None else environment(given.peer.resolve(), TRAINING)
         if python is not None:
             command = [str(python), __file__, str(work / "peer model"), "--worker", "peer model"]
             subprocess.run(command, check=True)
