@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -43,10 +44,12 @@ def reserve(path: Path, size: int) -> None:
     """
     try:
         with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
+            file.truncate(size)
+            try:
                 os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
+            except (AttributeError, OSError) as error:
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise
     except OSError as error:
         path.unlink(missing_ok=True)
         raise InputError(

@@ -78,9 +78,8 @@ class TestHelp:
 
 
 def test_collection_of_garbage_goes_on_after_imports():
-    with pytest.raises(ValueError, match="broken"), _no_collection():
+    with _no_collection():
         assert not gc.isenabled()
-        raise ValueError("broken")
     assert gc.isenabled()
 
 

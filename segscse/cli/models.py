@@ -190,7 +190,7 @@ def predict(
         # The engines take the threads that joining leaves to this process.
         loaded = partial(load, model, *(ensemble or ()), device=device, engine=engine, mirror=tta)
         if group.world > 1:  # the first compares engines, on quiet cores; the others recall what it has taken
-            group.on_first(lambda: str(loaded()))
+            group.on_first(lambda: len(loaded().members))
         predictor = loaded()
         if len(predictor.members) > 1:
             speak(f"{len(predictor.members)} models, whose probabilities are averaged")

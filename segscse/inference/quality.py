@@ -102,8 +102,8 @@ def case_quality(
     `mean_confidence` is the mean probability of the label over the foreground, `border_entropy` the mean entropy of the
     voxels beside another label, in bits, of which two equally likely labels make one; both are on the network's grid
     and averaged over an ensemble's members. `disagreement` is the share of foreground voxels whose label not all
-    members give; `volume_ml_*` and
-    `components_*` (pieces, corners touching) are per label. `look` is yes when `reasons` is not empty.
+    members give; `volume_ml_*` and `components_*` (pieces, corners touching) are per label. `look` is yes when
+    `reasons` is not empty.
 
     Args:
         confidences: one per member.

@@ -36,11 +36,14 @@ CPU = torch.device("cpu")
 POSITIONS = ("encoder", "bottleneck", "decoder")
 
 
+STRIDES = ((1, 1, 1), *((2, 2, 2),) * 3)
+KERNELS = ((3, 3, 3),) * 4
+
+
 def plan_of(window):
-    strides = ((1, 1, 1), *((2, 2, 2),) * 3)
     return Plan(
         **{"dataset": "bench", "spatial_dims": 3, "spacing_mm": (1.0, 1.0, 1.0), "slice_axis": None},
-        **{"patch_size": window, "batch_size": 2, "strides": strides, "kernel_sizes": ((3, 3, 3),) * 4},
+        **{"patch_size": window, "batch_size": 2, "strides": STRIDES, "kernel_sizes": KERNELS},
         channels=("MRI",),
         normalisation=(Normalisation("zscore", 0.0, 1.0, -1.0, 1.0),),
         labels=((0, "background"), (1, "anterior"), (2, "posterior")),
@@ -52,6 +55,7 @@ def plan_of(window):
 def network_arguments(attention, features):
     return {
         **{"spatial_dims": 3, "in_channels": 1, "out_channels": 3, "features": list(features)},
+        **{"strides": [list(item) for item in STRIDES], "kernel_sizes": [list(item) for item in KERNELS]},
         "attention": {position: [attention, {}] for position in POSITIONS},
     }
 
