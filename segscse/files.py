@@ -53,7 +53,7 @@ def reserve(path: Path, size: int) -> None:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise InputError(
-            f"no room for a map of {size / 1e9:.1f} GB ({error.strerror or error})",
+            f"cannot make a file of {size / 1e9:.1f} GB ({error.strerror or error})",
             file=path.parent,
             remedy="Free disk space, or choose another folder",
         ) from error

@@ -1,4 +1,3 @@
-import gc
 import json
 import os
 import re
@@ -17,7 +16,6 @@ from volumes import write_volume
 
 from segscse.attention import BLOCKS
 from segscse.cli import run
-from segscse.cli.models import _no_collection
 from segscse.config import load_config, save_config
 from segscse.errors import InputError
 from segscse.inference.predictor import load
@@ -75,12 +73,6 @@ class TestHelp:
         out = capsys.readouterr().out
         assert "--model.attention.encoder" in out
         assert "--optim.lr" in out
-
-
-def test_collection_of_garbage_goes_on_after_imports():
-    with _no_collection():
-        assert not gc.isenabled()
-    assert gc.isenabled()
 
 
 def test_the_whole_chain_from_plan_to_comparison(dataset, config, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import gc
 import importlib.metadata
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import sys
 import pytest
 
 import segscse
+from segscse.cli.models import _no_collection
 
 HEAVY = ("torch", "monai", "pytorch_lightning", "nibabel", "SimpleITK", "scipy", "pandas", "matplotlib")
 
@@ -19,6 +21,12 @@ def _modules_after(code):
 @pytest.mark.parametrize("name", segscse.__all__)
 def test_every_public_name_is_there(name):
     assert getattr(segscse, name) is not None
+
+
+def test_collection_of_garbage_goes_on_after_imports():
+    with _no_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_an_unknown_name_is_an_attribute_error():

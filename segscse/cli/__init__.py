@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import traceback
 from pathlib import Path
@@ -25,9 +24,7 @@ from segscse.ranks import OtherRankError, end, read_ranks
 
 def main() -> None:
     """Run the command line and exit with its code: 0, 1 (our defect), 2 (bad input), 130 or 143 (stopped)."""
-    code = run(sys.argv[1:])
-    gc.freeze()  # or the interpreter, once torch is in it, spends a third of a second on a last collection
-    end(code, read_ranks())
+    end(run(sys.argv[1:]), read_ranks())
 
 
 def run(arguments: list[str]) -> int:

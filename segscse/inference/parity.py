@@ -36,8 +36,6 @@ TOLERANCES = {
 }
 # How much further from PyTorch than where it was exported a quantised graph may be on the same windows.
 FURTHER = 1.5
-# With less foreground than this share of all voxels, a single one would decide.
-LEAST_FOREGROUND = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class Parity:
         error: root mean square of the difference, over the standard deviation of PyTorch's logits.
         flipped: voxels whose label differs, over the voxels that either calls foreground.
         windows: how many windows were compared.
-        foreground: voxels that either calls foreground. `flipped` is over at least `LEAST_FOREGROUND` of all voxels.
+        foreground: voxels that either calls foreground.
     """
 
     error: float
@@ -97,7 +95,7 @@ def compare(network: Network, reference: Iterable[torch.Tensor], windows: Sequen
         windows: `(B, C, *window)`.
     """
     squares, total, total_squares, count = 0.0, 0.0, 0.0, 0
-    voxels, differing, foreground = 0, 0, 0
+    differing, foreground = 0, 0
     for logits, window in zip(reference, windows, strict=True):
         expected, got = logits.cpu(), network(window).cpu()  # MPS has no 64 bits
         ours, theirs = got.argmax(dim=1), expected.argmax(dim=1)
@@ -106,13 +104,11 @@ def compare(network: Network, reference: Iterable[torch.Tensor], windows: Sequen
         total += expected.sum().item()
         total_squares += expected.square_().sum().item()
         count += expected.numel()
-        voxels += ours.numel()
         differing += int((ours != theirs).sum())
         foreground += int(((ours > 0) | (theirs > 0)).sum())
-    spread = max(total_squares / count - (total / count) ** 2, 0.0) ** 0.5
+    spread = (max(total_squares - total**2 / count, 0.0) / (count - 1)) ** 0.5
     error = (squares / count) ** 0.5 / max(spread, 1e-12)
-    flipped = differing / max(foreground, LEAST_FOREGROUND * voxels)
-    return Parity(error, flipped, sum(len(window) for window in windows), foreground)
+    return Parity(error, differing / max(foreground, 1), sum(len(window) for window in windows), foreground)
 
 
 def probe_windows(plan: Plan, count: int = PROBE_WINDOWS, seed: int = 0) -> list[torch.Tensor]:

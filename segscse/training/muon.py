@@ -29,9 +29,6 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
         super().__init__(groups, lr=lr, fused=True)
-        # Says that the optimiser unscales fp16 gradients by itself. Ours are never scaled, and in bf16, too, Lightning
-        # refuses to clip the gradients of such an optimiser.
-        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -58,9 +58,10 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], config: OptimConfi
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.99, nesterov=True)
     if config.name == "muon":
-        return Muon([{**groups[0], "orthogonal": True}, groups[1]], lr=lr)
-    adamw = torch.optim.AdamW(groups, lr=lr, fused=True)
+        optimizer: torch.optim.AdamW = Muon([{**groups[0], "orthogonal": True}, groups[1]], lr=lr)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
     # Says that the optimiser unscales fp16 gradients by itself. Ours are never scaled, and in bf16, too, Lightning
     # refuses to clip the gradients of such an optimiser.
-    adamw._step_supports_amp_scaling = False
-    return adamw
+    optimizer._step_supports_amp_scaling = False
+    return optimizer

@@ -139,7 +139,7 @@ class TestParity:
         got = torch.tensor([[[[0.0, 1.0]], [[2.0, 3.0]]]])  # labels 1, 1
         parity = compare(lambda _: got, expected, [torch.zeros(1, 1, 1, 2)])
         assert parity.flipped == 0.5
-        assert parity.error == pytest.approx(2.0 / np.std([0.0, 1.0, 2.0, -1.0], ddof=0))
+        assert parity.error == pytest.approx(2.0 / np.std([0.0, 1.0, 2.0, -1.0], ddof=1))
 
     @pytest.mark.parametrize("precision", list(TOLERANCES))
     def test_both_limits_count_and_nan_is_no_parity(self, precision):

@@ -107,7 +107,7 @@ class TestFolders:
         monkeypatch.setattr(os, "posix_fallocate", full)
         outcome = predict_files(nearest_predictor(), [scans], out, options=Options(probabilities=True))
         assert len(outcome.failures) == 3
-        assert "no room for a map of 0.0 GB (No space left on device)" in outcome.failures[0].reason
+        assert "cannot make a file of 0.0 GB (No space left on device)" in outcome.failures[0].reason
         assert _names(out) == {"predictions.json"}
 
     def test_a_stop_leaves_no_map_behind(self, scans, out, monkeypatch):

@@ -9,8 +9,10 @@ from volumes import write_volume
 
 from segscse.data.plan import Normalisation
 from segscse.errors import InputError
+from segscse.inference.model_folder import load_model
 from segscse.inference.predictor import Predictor, load
 from segscse.inference.segment import Segmentation
+from segscse.inference.select import build_network
 
 CPU = torch.device("cpu")
 ORIENTATIONS = [
@@ -36,6 +38,22 @@ def _oblique():
     affine[:3, :3] = nib.eulerangles.euler2mat(0.12, -0.2, 0.1) @ np.diag([0.9, 1.3, 2.0])
     affine[:3, 3] = (-30.0, 12.0, 7.0)
     return affine
+
+
+def test_where_the_processor_multiplies_in_bf16_labels_are_nearly_those_of_fp32(trained, monkeypatch):
+    image, affine = tiny_case(1)[0], np.eye(4)
+    model = load_model(trained.folder)
+
+    def asked_for_nothing():
+        return Predictor(build_network(model), model.plan, provenance={}, device=CPU)
+
+    expected = asked_for_nothing().predict((image, affine))
+    monkeypatch.setattr("segscse.hardware._cpu_multiplies_bf16", lambda: True)
+    predictor = asked_for_nothing()
+    assert predictor.engine.precision == "bf16"
+    found = predictor.predict((image, affine), probabilities=True)
+    assert (found.array != expected.array).sum() <= 0.02 * (expected.array > 0).sum()
+    assert found.probabilities.dtype == np.float32
 
 
 @pytest.mark.parametrize("plan", [tiny_plan(), tiny_plan_2d()], ids=["3d", "2d"])
