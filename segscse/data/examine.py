@@ -17,6 +17,7 @@ from segscse.data.geometry import canonical_grid, from_canonical, same_grid, spa
 from segscse.data.index import Case, DatasetIndex
 from segscse.data.io import Volume, read_image, read_labels
 from segscse.data.notes import case_note, fold_notes, same_but_case
+from segscse.data.pieces import count_pieces
 from segscse.data.places import nth_voxels
 from segscse.data.sides import Centre, label_centres_mm
 from segscse.errors import InputError
@@ -47,6 +48,7 @@ class CaseFacts:
         shape: canonical `(X, Y, Z)`; `content_shape`, without empty surroundings, and `spacing_mm` in the same order.
         n_channels: number of image channels.
         label_counts: voxels per label id.
+        label_pieces: connected parts of each foreground label.
         label_centres_mm: where each foreground label lies, on the canonical axes.
         coarse: the image in a few blocks, on the canonical axes; see `coarse_image`.
         samples: up to 2000 intensities per channel, from the foreground where there is any, `(C, N)`.
@@ -62,6 +64,7 @@ class CaseFacts:
     spacing_mm: tuple[float, ...]
     n_channels: int
     label_counts: dict[int, int]
+    label_pieces: dict[int, int]
     label_centres_mm: dict[int, Centre]
     coarse: np.ndarray
     samples: np.ndarray
@@ -174,11 +177,13 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
     array, affine = to_canonical(np.moveaxis(channels, 0, -1), reference.affine)
     flat = channels.reshape(len(channels), -1)
     counts = {0: int(flat.shape[1])}
+    pieces: dict[int, int] = {}
     centres: dict[int, Centre] = {}
     foreground = np.zeros(1, bool)
     if label is not None:
         values, numbers = np.unique(label.array, return_counts=True)
         counts = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
+        pieces = count_pieces(label.array, [value for value in counts if value > 0])
         # The label map may be stored in another orientation than the image whose voxels it picks.
         canonical, label_affine = to_canonical(label.array, label.affine)
         centres = label_centres_mm(canonical, spacing_of(label_affine))
@@ -194,6 +199,7 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
         spacing_mm=spacing_of(affine),
         n_channels=len(channels),
         label_counts=counts,
+        label_pieces=pieces,
         label_centres_mm=centres,
         coarse=coarse_image(np.moveaxis(array, -1, 0)),
         samples=samples,

@@ -42,6 +42,7 @@ class Fingerprint:
         labels: id to name, background first, as they stand in the files.
         label_voxels: voxels per label id over the data set.
         label_volumes_ml: smallest and largest volume of each foreground label among the cases that have it.
+        label_pieces: the most connected parts that each foreground label has in a case.
         channels: one entry per image channel.
         content: digest over the voxels of all images and over the label counts.
         sided: axes along which two labels of like size lie always the same way around, with such a pair; see
@@ -58,6 +59,7 @@ class Fingerprint:
     channels: tuple[ChannelStats, ...]
     content: str
     label_volumes_ml: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    label_pieces: Mapping[int, int] = field(default_factory=dict)
     sided: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     directed: Mapping[int, float] = field(default_factory=dict)
 
@@ -71,6 +73,7 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
     facts = sorted(facts, key=lambda fact: fact.case)
     voxels: dict[int, int] = {}
     volumes: dict[int, list[float]] = {}
+    pieces: dict[int, int] = {}
     volumes_ml = [
         {label: count * float(np.prod(fact.spacing_mm)) / 1000 for label, count in fact.label_counts.items()}
         for fact in facts
@@ -78,6 +81,8 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
     for fact in facts:
         for label, count in fact.label_counts.items():
             voxels[label] = voxels.get(label, 0) + count
+        for label, count in fact.label_pieces.items():
+            pieces[label] = max(pieces.get(label, 0), count)
     for of_case in volumes_ml:
         for label, volume_ml in of_case.items():
             if label and volume_ml:
@@ -98,6 +103,7 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
         channels=tuple(_channel_stats(number, name, facts) for number, name in enumerate(names)),
         content=content,
         label_volumes_ml={label: (min(found), max(found)) for label, found in sorted(volumes.items())},
+        label_pieces=dict(sorted(pieces.items())),
         sided=find_sided([fact.label_centres_mm for fact in facts], volumes_ml),
         directed=find_directed([fact.coarse for fact in facts]),
     )

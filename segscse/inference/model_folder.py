@@ -16,6 +16,7 @@ from segscse.errors import InputError
 from segscse.files import atomic_path, read_json, sha256_of, write_json
 from segscse.inference.postprocess import label_of_step
 from segscse.inference.weights import read_weights
+from segscse.settings import SETTINGS
 
 FORMAT = "segscse-model"
 FORMAT_VERSION = 2
@@ -129,8 +130,9 @@ def find_members(path: str | Path) -> list[Path]:
     """Return the folders of the models that a folder stands for: its own, or those of a cross-validation's folds.
 
     Raises:
-        InputError: neither, or a fold is not finished.
+        InputError: neither, or a fold or the cross-validation is not finished.
     """
+    remedy = "Finish the cross-validation with --resume, or give the folds to be used one by one"
     named = [fold for fold in sorted(Path(path).glob("fold*")) if fold.name.removeprefix("fold").isdecimal()]
     folds = [fold for fold in named if (fold / "model" / "model.json").is_file()]
     for fold in folds:
@@ -138,8 +140,12 @@ def find_members(path: str | Path) -> list[Path]:
             raise InputError(
                 "is not finished: this fold of the cross-validation has not been scored",
                 file=fold,
-                remedy="Finish the cross-validation with --resume, or give the folds to be used one by one",
+                remedy=remedy,
             )
+    begun = (Path(path) / SETTINGS).is_file()
+    if folds and begun and not (Path(path) / "evaluation" / "summary.json").is_file():
+        names = ", ".join(fold.name for fold in folds)
+        raise InputError(f"is a cross-validation of which only {names} are finished", file=path, remedy=remedy)
     return [fold / "model" for fold in folds] or [find_model(path)]
 
 
@@ -158,7 +164,7 @@ def load_model(path: str | Path) -> ModelFolder:
     if description["version"] != 1:
         _verify(folder, description["sha256"])
     plan = Plan.from_json(description["plan"], file)
-    _check_volumes(description["provenance"], file)
+    _check_ranges(description["provenance"], file)
     _check_steps(description["postprocessing"], plan, file)
     _check_network(description["network"], plan, file)
     return ModelFolder(
@@ -241,8 +247,8 @@ def _check_steps(steps: Sequence[Any], plan: Plan, file: Path) -> None:
         )
 
 
-def _check_volumes(provenance: Mapping[str, Any], file: Path) -> None:
-    """Refuse a record whose volumes, the one part of it that prediction compares with, are no pairs of numbers."""
+def _check_ranges(provenance: Mapping[str, Any], file: Path) -> None:
+    """Refuse a record whose volumes and pieces, the parts of it that predictions are compared with, are no numbers."""
     volumes = provenance.get("label_volumes_ml", {})
     pairs = list(volumes.values()) if isinstance(volumes, Mapping) else [None]
     if not all(
@@ -250,6 +256,13 @@ def _check_volumes(provenance: Mapping[str, Any], file: Path) -> None:
     ):
         raise InputError(
             f"has a record of label volumes that is none ({str(volumes)[:80]})",
+            file=file,
+            remedy="Copy the model folder again",
+        )
+    pieces = provenance.get("label_pieces", {})
+    if not isinstance(pieces, Mapping) or not all(type(most) is int for most in pieces.values()):
+        raise InputError(
+            f"has a record of label pieces that is none ({str(pieces)[:80]})",
             file=file,
             remedy="Copy the model folder again",
         )

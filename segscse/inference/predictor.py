@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from segscse.data.network_grid import Prepared, prepare_files, preprocess_array
 from segscse.data.plan import Plan
 from segscse.errors import InputError
+from segscse.files import digest
 from segscse.hardware import pick_precision
 from segscse.inference.engines import Engine, TorchEngine
 from segscse.inference.manifest import folder_digest
@@ -21,6 +23,7 @@ from segscse.inference.remembered import Trial
 from segscse.inference.segment import Member, Options, Segmentation, segment
 from segscse.inference.select import describe, load_engine, trained_precision
 from segscse.inference.sliding_window import Network, mirrored, predict_volume, tensor_axes
+from segscse.inference.weights import weights_digest
 
 ArrayImage = tuple[np.ndarray, np.ndarray] | list[np.ndarray]
 
@@ -134,8 +137,14 @@ class Predictor(Segmenter):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the logits: the model folder's content and how it is run."""
-        model = None if self.folder is None else folder_digest(self.folder)
+        """What decides the label map: the model and how it is run; another one each time where the model is unknown."""
+        if self.folder is not None:
+            model = folder_digest(self.folder)
+        elif self.network is not None:
+            kind, weights = type(self.network).__name__, weights_digest(self.network.state_dict())
+            model = digest([kind, weights, self.plan.to_json(), self.postprocessing])
+        else:
+            model = uuid4().hex
         how = {"engine": self.engine.name, "precision": self.engine.precision}
         return {"model": model, "mirror": self.mirror, **how}
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from segscse.data.geometry import spacing_of
+from segscse.data.pieces import count_pieces
 from segscse.data.plan import Plan
 from segscse.files import write_text
 from segscse.inference.restore import largest_class
@@ -29,12 +30,10 @@ LOW_CONFIDENCE = 0.8
 HIGH_BORDER_ENTROPY = 0.6
 # above this share of foreground on whose label the members of an ensemble differ,
 HIGH_DISAGREEMENT = 0.2
-# when a label has more than this many separate pieces,
+# when a label has more separate pieces than this and than the training cases' most,
 MANY_COMPONENTS = 5
-# or when a volume lies this many times outside of the training cases' range.
-VOLUME_MARGIN = 1.25
-# Label ids beyond this are numbered anew before their boxes are looked for.
-MOST_BOXES = 1 << 16
+# or when a volume or a number of pieces lies this many times outside of the training cases' range.
+MARGIN = 1.25
 # Logits whose probabilities are worked out together.
 TOGETHER = 1 << 18
 
@@ -94,7 +93,7 @@ def case_quality(
     disputed: int | None,
     plan: Plan,
     affine: np.ndarray,
-    volumes_ml: Mapping[str, Sequence[float]],
+    provenance: Mapping[str, Any],
     written: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return one case's row of `quality.csv`.
@@ -111,7 +110,7 @@ def case_quality(
         disputed: voxels on which members differ; None without an ensemble.
         plan: labels.
         affine: the scan's.
-        volumes_ml: smallest and largest volume of each label id in the training cases, where known.
+        provenance: the model's record, of which the data set's `label_volumes_ml` and `label_pieces` are compared with.
         written: label map in which pieces are counted, where it is not just what the first member says.
     """
     voxel_ml = float(np.prod(spacing_of(affine))) / 1000
@@ -123,33 +122,16 @@ def case_quality(
     }
     reasons = []
     if written is None:
-        pieces = components(confidences[0].numbers, range(len(plan.labels)))
+        pieces = list(count_pieces(confidences[0].numbers, range(1, len(plan.labels))).values())
     else:
-        pieces = components(written, plan.label_ids)
-    for number, (label, name) in enumerate(plan.labels[1:], start=1):
-        volume = float(counts[number]) * voxel_ml
-        row[f"volume_ml_{label}"], row[f"components_{label}"] = volume, pieces[number]
-        reasons += _label_reasons(name, volume, pieces[number], volumes_ml.get(str(label)))
+        pieces = list(count_pieces(written, plan.label_ids[1:]).values())
+    volumes_ml, most = provenance.get("label_volumes_ml", {}), provenance.get("label_pieces", {})
+    for (label, name), count, piece_count in zip(plan.labels[1:], counts[1:], pieces, strict=True):
+        volume = float(count) * voxel_ml
+        row[f"volume_ml_{label}"], row[f"components_{label}"] = volume, piece_count
+        reasons += _label_reasons(name, volume, piece_count, volumes_ml.get(str(label)), most.get(str(label), 0))
     reasons = _case_reasons(row, foreground) + reasons
     return {"look": "yes" if reasons else "no", "reasons": "; ".join(reasons), **row}
-
-
-def components(array: np.ndarray, values: Sequence[int]) -> list[int]:
-    """Return how many pieces each value has; voxels that touch at a corner are one piece. Background, 0, counts none.
-
-    Args:
-        array: class numbers or label ids `(X, Y, Z)`.
-        values: ascending, 0 first.
-    """
-    from scipy import ndimage  # takes a quarter of a second, which the network need not wait for
-
-    if max(values) > MOST_BOXES:  # a box is looked for at every number up to the largest
-        array, values = np.searchsorted(values, array), range(len(values))
-    boxes = ndimage.find_objects(array, max(values))
-    inside = [(value, boxes[value - 1]) for value in values[1:]]
-    return [0] + [
-        0 if box is None else int(ndimage.label(array[box] == value, np.ones((3, 3, 3)))[1]) for value, box in inside
-    ]
 
 
 def write_quality(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -176,11 +158,11 @@ def _case_reasons(row: Mapping[str, Any], foreground: int) -> list[str]:
     return [f"{text} ({value:.2f})" for value, text, beyond in found if beyond(value)]
 
 
-def _label_reasons(name: str, volume: float, pieces: int, known: Sequence[float] | None) -> list[str]:
+def _label_reasons(name: str, volume: float, pieces: int, known: Sequence[float] | None, most: int) -> list[str]:
     reasons = []
-    if pieces > MANY_COMPONENTS:
-        reasons.append(f"{name} is in {pieces} pieces")
-    if known is not None and not known[0] / VOLUME_MARGIN <= volume <= known[1] * VOLUME_MARGIN:
+    if pieces > max(MANY_COMPONENTS, most * MARGIN):
+        reasons.append(f"{name} is in {pieces} pieces" + (f", training cases in up to {most}" if most else ""))
+    if known is not None and not known[0] / MARGIN <= volume <= known[1] * MARGIN:
         reasons.append(f"{name} has {volume:.3g} ml, training cases {known[0]:.3g} to {known[1]:.3g}")
     return reasons
 

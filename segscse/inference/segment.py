@@ -167,9 +167,9 @@ def segment(
     lost = apply_steps(labels, shared_steps(members))
     canvas.counts -= np.array([lost.get(label, 0) for label in plan.label_ids])
     canvas.counts[0] += sum(lost.values())
-    volumes = members[0].provenance.get("label_volumes_ml", {})
     disputed = canvas.disputed if len(members) > 1 else None
     written = labels if counts_written(members) else None
+    known = members[0].provenance
     return Segmentation(
         labels,
         source.affine,
@@ -177,7 +177,7 @@ def segment(
         **maps,
         source=source,
         windows=(counter.evaluated, counter.left_out),
-        measure=partial(case_quality, confidences, canvas.counts, disputed, plan, source.affine, volumes, written),
+        measure=partial(case_quality, confidences, canvas.counts, disputed, plan, source.affine, known, written),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def check_shapes(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) 
         given = weights[name]
         if given.shape != value.shape or given.is_floating_point() != value.is_floating_point():
             raise ValueError(f"{name} is {_kind(given)}, the network takes {_kind(value)}")
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Return a SHA-256 over names, kinds and numbers of weights."""
+    total = hashlib.sha256()
+    for name, value in weights.items():
+        total.update(f"{name}: {_kind(value)}\n".encode())
+        total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def _kind(value: torch.Tensor) -> str:

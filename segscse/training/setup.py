@@ -160,6 +160,7 @@ def _record(planned: PlannedDataset, split: Split, device: torch.device, precisi
         "validation_cases": list(split.validation),
         "fingerprint": planned.fingerprint.content,
         "label_volumes_ml": {str(label): list(pair) for label, pair in planned.fingerprint.label_volumes_ml.items()},
+        "label_pieces": {str(label): most for label, most in planned.fingerprint.label_pieces.items()},
     }
 
 

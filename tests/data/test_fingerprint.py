@@ -18,6 +18,7 @@ def _fact(case, samples, counts, content="00", **changes):
         "spacing_mm": (1.0, 1.0, 2.0),
         "n_channels": len(samples),
         "label_counts": counts,
+        "label_pieces": {},
         "label_centres_mm": {},
         "coarse": np.zeros((len(samples), 8, 8, 8)),
         "samples": np.array(samples, float),
@@ -108,3 +109,8 @@ def test_the_range_of_volumes_is_over_the_cases_that_have_the_label(tmp_path):
     voxel_ml = np.prod(facts[0].spacing_mm) / 1000
     volumes = make_fingerprint(_index(tmp_path), facts).label_volumes_ml
     assert volumes == {1: pytest.approx((4 * voxel_ml, 10 * voxel_ml)), 2: pytest.approx((3 * voxel_ml, 3 * voxel_ml))}
+
+
+def test_the_most_pieces_of_a_label_are_those_of_the_case_with_most(tmp_path):
+    facts = [_fact("a", [[1]], {1: 4}, label_pieces={1: 2}), _fact("b", [[1]], {1: 9}, label_pieces={1: 7, 2: 1})]
+    assert make_fingerprint(_index(tmp_path), facts).label_pieces == {1: 7, 2: 1}

@@ -11,6 +11,7 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nearest import CPU, Nearest, corrupt, nearest_predictor
 from scipy import ndimage
 from tiny import tiny_case, tiny_plan
@@ -22,7 +23,7 @@ from segscse.errors import InputError, Interrupted
 from segscse.files import sha256_of
 from segscse.inference import pipeline
 from segscse.inference import segment as segment_module
-from segscse.inference.engines import TorchEngine
+from segscse.inference.engines import Engine, TorchEngine
 from segscse.inference.model_folder import load_model, save_model
 from segscse.inference.pipeline import PARTS, predict_files
 from segscse.inference.predictor import Ensemble, Predictor, load
@@ -248,6 +249,27 @@ class TestResume:
         save_model(folder, model)
         assert len(self._again(scans, out, load(folder, device="cpu"))[0]) == 3
 
+    def test_makes_all_again_with_another_network_that_was_given_in_memory(self, scans, out):
+        def predictor(weight):
+            network = torch.nn.Conv3d(1, 3, 1, bias=False)
+            torch.nn.init.constant_(network.weight, weight)
+            return Predictor(network, tiny_plan(), provenance={}, device=CPU)
+
+        assert len(self._again(scans, out, predictor(1.0))[0]) == 3
+        assert len(self._again(scans, out, predictor(1.0))[1]) == 3
+        assert len(self._again(scans, out, predictor(2.0))[0]) == 3
+
+    def test_makes_all_again_with_an_engine_of_which_nothing_is_known(self, scans, out):
+        class Unknown(Engine):
+            name, precision, device = "openvino", "fp32", CPU
+
+            def __call__(self, windows):
+                return Nearest()(windows)
+
+        for _ in range(2):
+            given = Predictor(Unknown(), tiny_plan(), provenance={}, device=CPU)
+            assert len(self._again(scans, out, given)[0]) == 3
+
     def test_makes_all_again_with_another_engine(self, scans, done):
         class Other(TorchEngine):
             name = "openvino"
@@ -341,7 +363,7 @@ class TestStopping:
         assert caught.value.signum == signum
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         assert _names(out) == {"scan_0.nii.gz", "scan_1.nii.gz", *SIDE_FILES}
-        outcome = predict_files(Predictor(Nearest(), model.plan, provenance={}, device=CPU), [scans], out, resume=True)
+        outcome = predict_files(model, [scans], out, resume=True)
         assert len(outcome.verified) == 2
         assert [path.name for path in outcome.written] == ["scan_2.nii.gz"]
 

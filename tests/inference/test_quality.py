@@ -8,7 +8,7 @@ from scipy import ndimage
 from tiny import tiny_plan
 
 from segscse.inference import quality
-from segscse.inference.quality import Confidence, case_quality, components, write_quality
+from segscse.inference.quality import Confidence, case_quality, write_quality
 from segscse.inference.sliding_window import Rows
 
 
@@ -33,10 +33,11 @@ def numbers():
     return found
 
 
-def _row(numbers, *, sureness=4.0, disputed=None, known=None, counts=None):
+def _row(numbers, *, sureness=4.0, disputed=None, known=None, most=None, counts=None):
     counts = np.bincount(numbers.ravel(), minlength=3) if counts is None else counts
     confidences = [_confidence(_logits(numbers, sureness))]
-    return case_quality(confidences, counts, disputed, tiny_plan(), np.diag([2.0, 5.0, 10.0, 1.0]), known or {})
+    provenance = {"label_volumes_ml": known or {}, "label_pieces": most or {}}
+    return case_quality(confidences, counts, disputed, tiny_plan(), np.diag([2.0, 5.0, 10.0, 1.0]), provenance)
 
 
 def _at_a_border(classes):
@@ -103,19 +104,17 @@ def test_many_pieces_are_a_reason():
     scattered = np.zeros((12, 3, 3), np.uint8)
     scattered[::2, 1, 1] = 1
     assert _row(scattered)["reasons"] == "block is in 6 pieces"
+    assert _row(scattered, most={"2": 4})["reasons"] == "block is in 6 pieces, training cases in up to 4"
+
+
+def test_scattered_labels_may_have_as_many_pieces_as_in_training_and_a_quarter_more(numbers):
+    scattered = np.zeros((12, 3, 3), np.uint8)
+    scattered[::2, 1, 1] = 1
+    assert _row(scattered, most={"2": 5})["look"] == "no"
 
 
 def test_volumes_inside_the_range_and_a_quarter_beyond_are_none(numbers):
     assert _row(numbers, known={"2": [3.0, 4.0], "5": [0.02, 0.09]})["look"] == "no"
-
-
-def test_pieces_that_touch_at_a_corner_are_one():
-    numbers = np.zeros((5, 5, 5), np.uint8)
-    numbers[0, 0, 0] = numbers[1, 1, 1] = 1
-    numbers[3:, 3:, 3:] = 3
-    assert components(numbers, range(4)) == [0, 1, 0, 1]
-    ids = np.array([0, 7, 9, 70000])
-    assert components(ids[numbers], ids.tolist()) == [0, 1, 0, 1]
 
 
 class _OnMps:

@@ -192,6 +192,18 @@ class TestEnsemble:
         with pytest.raises(InputError, match="fold2: is not finished"):
             load(tmp_path, device="cpu")
 
+    def test_is_not_the_folder_of_a_cross_validation_that_was_stopped_between_folds(self, trained, tmp_path):
+        for name in ("fold0", "fold1"):
+            copytree(trained.folder / "model", tmp_path / name / "model")
+            (tmp_path / name / "validation").mkdir()
+            (tmp_path / name / "validation" / "summary.json").touch()
+        (tmp_path / "settings.json").touch()
+        with pytest.raises(InputError, match="of which only fold0, fold1 are finished"):
+            load(tmp_path, device="cpu")
+        (tmp_path / "evaluation").mkdir()
+        (tmp_path / "evaluation" / "summary.json").touch()
+        assert len(load(tmp_path, device="cpu").members) == 2
+
 
 def test_uncertainty_is_that_of_the_probabilities():
     found = _predictor(tiny_plan()).predict((tiny_case(0)[0], np.eye(4)), probabilities=True, uncertainty=True)

@@ -210,6 +210,8 @@ class TestModelFolder:
             lambda d: d["provenance"].update(label_volumes_ml=[1]),
             lambda d: d["provenance"].update(label_volumes_ml={"2": "x"}),
             lambda d: d["provenance"].update(label_volumes_ml={"2": [1]}),
+            lambda d: d["provenance"].update(label_pieces=[1]),
+            lambda d: d["provenance"].update(label_pieces={"2": "x"}),
             lambda d: d.update(version=[2]),
             lambda d: d.update(postprocessing=["os.system"]),
             lambda d: d["engines"].append({"engine": "torch", "precision": "fp32", "files": ["model.safetensors"],

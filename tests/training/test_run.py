@@ -50,6 +50,7 @@ class TestTheRunFolder:
         volumes = provenance["label_volumes_ml"]
         assert set(volumes) == {"2", "5"}
         assert all(0 < low <= high < 1 for low, high in volumes.values())
+        assert provenance["label_pieces"] == {"2": 1, "5": 1}
         assert set(provenance["training_cases"]) | set(provenance["validation_cases"]) == {
             f"case_{n}" for n in range(6)
         }
