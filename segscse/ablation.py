@@ -89,7 +89,10 @@ def ablate(
     study, planned, footprints, parts = group.on_first(
         lambda: _begin(group.world, dataset, Path(out), labels, given, length, attention, folds, seeds, resume=resume)
     )
-    finish = partial(finish_fold, dataset, labels=labels, resume=resume, console=console, progress=progress)
+    cache = study.folder / "cache"
+    finish = partial(
+        finish_fold, dataset, labels=labels, resume=resume, console=console, progress=progress, cache=cache
+    )
     written = 0
     for number in parts[group.rank]:
         _finish_run(study, number, planned, finish, console)

@@ -164,8 +164,11 @@ def finish_fold(
     console: Console | None,
     progress: Progress | None,
     folds_left: int = 1,
+    cache: Path | None = None,
 ) -> Run:
     """Train and validate a fold, as far as that has not been done; the arguments are those of `cross_validate`.
+
+    `cache` is for the cases that memory does not hold; beside the fold's folder if not given.
 
     Raises:
         InputError: something given cannot be used.
@@ -180,7 +183,7 @@ def finish_fold(
         labels=labels,
         fold=fold,
         resume=started,
-        cache=folder.parent / "cache",  # every fold has the same cases, apart from which of them it trains on
+        cache=cache or folder.parent / "cache",  # every fold has the same cases, apart from which it trains on
         console=console,
         runs=folds_left,
     )

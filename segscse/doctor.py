@@ -214,7 +214,7 @@ def _forecast(
         validation_s=validation_s,
         steps=steps,
         run_s=run_s,
-        cache_bytes=folds * disk.cases,
+        cache_bytes=disk.cases,
         run_bytes=folds * disk.rest,
     )
     return forecast, findings

@@ -78,23 +78,41 @@ def read_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     A SLURM batch script or an interactive shell has no job step of several tasks, so it counts as alone.
 
     Raises:
-        InputError: the machines have different numbers of processes.
+        InputError: the machines have different numbers of processes, or a number of theirs is missing or none.
     """
     values = os.environ if environment is None else environment
-    if "TORCHELASTIC_RUN_ID" in values:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        rank, world, local_rank, local_world = (int(values[name]) for name in names)
-        ranks = Ranks(rank, world, local_rank, local_world, "torchrun")
-    elif int(values.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        world, nodes = int(values["SLURM_STEP_NUM_TASKS"]), int(values.get("SLURM_STEP_NUM_NODES", "1"))
-        local = world // nodes if world % nodes == 0 else 0
-        ranks = Ranks(int(values["SLURM_PROCID"]), world, int(values["SLURM_LOCALID"]), local, "srun")
-    else:
-        return Ranks()
+    try:
+        ranks = _ranks_of(values)
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        reason = f"{error} is not set" if isinstance(error, KeyError) else str(error)
+        raise InputError(
+            f"what torchrun or srun says about this process cannot be read ({reason})",
+            remedy="Unset TORCHELASTIC_RUN_ID and SLURM_STEP_NUM_TASKS, or start it by torchrun or srun",
+        ) from error
     if ranks.local_world < 1 or ranks.world % ranks.local_world:
         remedy = "Start equally many on each, such as with --ntasks-per-node"
         raise InputError(f"the machines have different numbers of the {ranks.world} processes", remedy=remedy)
     return ranks
+
+
+def ranks_or_alone() -> Ranks:
+    """Return what `read_ranks` does; a process alone where that cannot be read, which other places refuse."""
+    try:
+        return read_ranks()
+    except InputError:
+        return Ranks()
+
+
+def _ranks_of(values: Mapping[str, str]) -> Ranks:
+    if "TORCHELASTIC_RUN_ID" in values:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, world, local_rank, local_world = (int(values[name]) for name in names)
+        return Ranks(rank, world, local_rank, local_world, "torchrun")
+    if int(values.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        world, nodes = int(values["SLURM_STEP_NUM_TASKS"]), int(values.get("SLURM_STEP_NUM_NODES", "1"))
+        local = world // nodes if world % nodes == 0 else 0
+        return Ranks(int(values["SLURM_PROCID"]), world, int(values["SLURM_LOCALID"]), local, "srun")
+    return Ranks()
 
 
 class OtherRankError(SegscseError):

@@ -9,6 +9,7 @@ from processes import finish, start_two
 
 from segscse import ranks as module
 from segscse import watch as watching
+from segscse.cli import run
 from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.launch import ManyProcesses, require_processes
 from segscse.ranks import (
@@ -62,6 +63,25 @@ class TestReading:
     def test_machines_with_different_numbers_of_processes_are_refused(self, environment):
         with pytest.raises(InputError, match="different numbers of the 8 processes"):
             read_ranks(environment)
+
+    @pytest.mark.parametrize(
+        ("environment", "reason"),
+        [
+            ({"TORCHELASTIC_RUN_ID": "x"}, "'RANK' is not set"),
+            ({**TORCHRUN, "RANK": "first"}, "invalid literal"),
+            ({**SRUN, "SLURM_STEP_NUM_NODES": "0"}, "zero"),
+            ({"SLURM_STEP_NUM_TASKS": "many"}, "invalid literal"),
+        ],
+    )
+    def test_numbers_that_are_missing_or_none_are_refused(self, environment, reason):
+        with pytest.raises(InputError, match=f"cannot be read .*{reason}"):
+            read_ranks(environment)
+
+    def test_the_command_line_says_so_in_one_line(self, monkeypatch, capsys, tmp_path):
+        for name, value in {**SRUN, "SLURM_STEP_NUM_NODES": "3"}.items():
+            monkeypatch.setenv(name, value)
+        assert run(["predict", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 class TestFlags:

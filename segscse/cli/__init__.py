@@ -19,12 +19,12 @@ from segscse.config import load_config, one_line, read_yaml
 from segscse.errors import InputError, Interrupted, SegscseError
 from segscse.launch import ManyProcesses, launch
 from segscse.limits import is_lack_of_memory
-from segscse.ranks import OtherRankError, end, read_ranks
+from segscse.ranks import OtherRankError, end, ranks_or_alone
 
 
 def main() -> None:
     """Run the command line and exit with its code: 0, 1 (our defect), 2 (bad input), 130 or 143 (stopped)."""
-    end(run(sys.argv[1:]), read_ranks())
+    end(run(sys.argv[1:]), ranks_or_alone())
 
 
 def run(arguments: list[str]) -> int:
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
         _say_error(error)
         return 128 + error.signum if isinstance(error, Interrupted) else 2
     except KeyboardInterrupt:
-        if read_ranks().rank == 0:
+        if ranks_or_alone().rank == 0:
             sys.stderr.write("segscse: stopped\n")
         return 130
     except Exception as error:
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
 
 def _say_error(error: Exception) -> None:
     """Write an error in one line; of several processes one does, and says which when it is not the first."""
-    ranks = read_ranks()
+    ranks = ranks_or_alone()
     if getattr(error, "told", False) or (ranks.rank > 0 and isinstance(error, Interrupted)):
         return
     who = "" if ranks.rank == 0 or isinstance(error, OtherRankError) else f"process {ranks.rank} of {ranks.world}: "

@@ -27,14 +27,14 @@ def check(dataset: Path, *, labels: Labels = None, json: Path | None = None) -> 
     with show_bar(console, "reading") as progress:
         _, findings = examine_dataset(index, progress=progress)
     report = report_of(findings, index)
-    if json is not None:
-        write_json(json, report)
     if findings:
         say_findings(findings)
     say(
         f"{len(index.cases)} cases ({index.layout} layout): {report['n_errors']} errors, "
         f"{report['n_warnings']} warnings, {report['n_notes']} notes"
     )
+    if json is not None:
+        write_json(json, report)
     return 2 if report["n_errors"] else 0
 
 
@@ -60,6 +60,8 @@ def plan(
 
     with show_bar(make_console(), "reading") as progress:
         planned = plan_dataset(dataset, experiment, labels=labels, progress=progress)
+    if planned.warnings:
+        say_findings(planned.warnings)
     save_plan(out, planned.plan)
     found = planned.plan
     say(f"{len(planned.index.cases)} cases, channels {', '.join(found.channels)}, {len(found.labels) - 1} labels")

@@ -47,9 +47,12 @@ class Slice:
 
 
 def is_series(folder: str | Path) -> bool:
-    """Return whether a folder holds DICOM files, by the first few of its files."""
+    """Return whether a folder holds DICOM files, by the first few of its files; not where it cannot be read."""
     folder = Path(folder)
-    return folder.is_dir() and any(_seems_dicom(path) for path in _files(folder)[:LOOKED_AT])
+    try:
+        return folder.is_dir() and any(_seems_dicom(path) for path in _files(folder)[:LOOKED_AT])
+    except InputError:
+        return False
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[Path, ...], tuple[str, ...]]:

@@ -53,8 +53,9 @@ class CaseFacts:
         coarse: the image in a few blocks, on the canonical axes; see `coarse_image`.
         samples: up to 2000 intensities per channel, from the foreground where there is any, `(C, N)`.
         extremes: minimum and maximum over each channel.
-        whole_numbers: whether every sampled intensity is a whole number, as CT numbers are.
+        whole_numbers: of each channel, whether every sampled intensity is a whole number, as CT numbers are.
         content: SHA-256 of the images' voxels; equal content under two names is a leak between folds.
+        placed: digest of where image and labels lie: both affines, and the label map's voxels.
         shuffled: the same for copies whose voxels stand in another order or type; see `shuffled_digest`.
     """
 
@@ -69,8 +70,9 @@ class CaseFacts:
     coarse: np.ndarray
     samples: np.ndarray
     extremes: tuple[tuple[float, float], ...]
-    whole_numbers: bool
+    whole_numbers: tuple[bool, ...]
     content: str
+    placed: str
     shuffled: str
 
 
@@ -188,6 +190,7 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
         canonical, label_affine = to_canonical(label.array, label.affine)
         centres = label_centres_mm(canonical, spacing_of(label_affine))
         foreground = from_canonical(canonical, reference.affine) > 0
+    volumes = [reference] if label is None else [reference, label]
     found = int(np.count_nonzero(foreground))
     total = found or flat.shape[1]
     picks = np.linspace(0, total - 1, min(FOREGROUND_SAMPLES, total)).astype(np.int64)
@@ -204,10 +207,15 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
         coarse=coarse_image(np.moveaxis(array, -1, 0)),
         samples=samples,
         extremes=tuple((float(channel.min()), float(channel.max())) for channel in flat),
-        whole_numbers=bool(np.equal(samples, np.rint(samples)).all()),
-        content=hashlib.sha256(np.ascontiguousarray(channels).data).hexdigest(),
+        whole_numbers=tuple(bool(np.equal(channel, np.rint(channel)).all()) for channel in samples),
+        content=_sha256(channels),
+        placed=digest([[item.affine.tolist() for item in volumes], [_sha256(item.array) for item in volumes[1:]]]),
         shuffled=shuffled_digest(channels),
     )
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def shuffled_digest(channels: np.ndarray) -> str:

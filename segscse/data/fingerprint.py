@@ -20,7 +20,7 @@ POOLED_SAMPLES = 500_000
 
 @dataclass(frozen=True, slots=True)
 class ChannelStats:
-    """Foreground intensities of one channel over the data set."""
+    """Intensities of one channel: of the foreground, over the cases that have one; of whole scans where none has."""
 
     name: str
     mean: float
@@ -44,7 +44,7 @@ class Fingerprint:
         label_volumes_ml: smallest and largest volume of each foreground label among the cases that have it.
         label_pieces: the most connected parts that each foreground label has in a case.
         channels: one entry per image channel.
-        content: digest over the voxels of all images and over the label counts.
+        content: digest over the voxels of all images and label maps and over where they lie.
         sided: axes along which two labels of like size lie always the same way around, with such a pair; see
             `find_sided`.
         directed: axes along which all scans show the anatomy the same way around; see `find_directed`.
@@ -92,7 +92,7 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
         labels = {label: f"label_{label}" for label in voxels} | {0: "background"}
     labels.setdefault(0, "background")
     names = index.channels or tuple(f"channel_{number}" for number in range(facts[0].n_channels))
-    content = digest([(fact.case, fact.content, sorted(fact.label_counts.items())) for fact in facts])
+    content = digest([(fact.case, fact.content, fact.placed, sorted(fact.label_counts.items())) for fact in facts])
     return Fingerprint(
         cases=tuple(fact.case for fact in facts),
         shapes=tuple(fact.shape for fact in facts),
@@ -110,7 +110,8 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
 
 
 def _channel_stats(number: int, name: str, facts: Sequence[CaseFacts]) -> ChannelStats:
-    pooled = np.concatenate([fact.samples[number] for fact in facts])
+    labelled = [fact for fact in facts if any(fact.label_counts.get(label) for label in fact.label_counts if label)]
+    pooled = np.concatenate([fact.samples[number] for fact in labelled or facts])
     pooled = pooled[:: max(1, len(pooled) // POOLED_SAMPLES)]
     low, high = np.percentile(pooled, [0.5, 99.5])
     return ChannelStats(
@@ -121,5 +122,5 @@ def _channel_stats(number: int, name: str, facts: Sequence[CaseFacts]) -> Channe
         percentile_99_5=float(high),
         minimum=min(fact.extremes[number][0] for fact in facts),
         maximum=max(fact.extremes[number][1] for fact in facts),
-        whole_numbers=all(fact.whole_numbers for fact in facts),
+        whole_numbers=all(fact.whole_numbers[number] for fact in facts),
     )

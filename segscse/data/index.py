@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
+from types import NoneType
 from typing import Any
 
 from segscse.data.dicom import is_series
@@ -107,7 +108,7 @@ def check_name(name: str, file: Path) -> None:
             CSV or report could hold.
     """
     text = name.encode("utf-8", "ignore").decode() == name
-    if PurePath(name).name != name or name.startswith(".") or "\0" in name or not text:
+    if not name or PurePath(name).name != name or name.startswith(".") or "\0" in name or not text:
         raise InputError(
             f"case ids become file names, got {name!r}",
             file=file,
@@ -162,15 +163,20 @@ def _declared_labels(labels: Any, file: Path) -> dict[int, str]:
         )
     if "ignore" in {str(name).lower() for pair in labels.items() for name in pair}:
         raise InputError("an ignore label is not supported", file=file, remedy="Remove it from labels and label maps")
+    by_id = all(str(key).lstrip("-").isdigit() for key in labels)
     try:
-        if all(str(key).lstrip("-").isdigit() for key in labels):
-            return {int(key): str(name) for key, name in labels.items()}
-        ids = [int(str(value)) for value in labels.values()]
+        ids = [int(str(value)) for value in (labels if by_id else labels.values())]
     except (TypeError, ValueError) as error:
         raise problem from error
     if len(set(ids)) < len(ids):
         raise InputError("two labels have one id", file=file, remedy="Give each label its own id")
-    return {number: str(name) for number, name in zip(ids, labels, strict=True)}
+    if min(ids, default=0) < 0:
+        raise InputError(
+            f"declares the negative label id {min(ids)}",
+            file=file,
+            remedy="Use ids from 0 (background) upwards, in the label maps too",
+        )
+    return {number: str(name) for number, name in zip(ids, labels.values() if by_id else labels, strict=True)}
 
 
 def _inside(root: Path, item: Any, file: Path) -> Path:
@@ -194,7 +200,11 @@ def _msd_cases(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], 
         if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
             raise InputError(f"a training entry needs 'image' and 'label', got {entry!r}", file=file)
         image, label = _inside(root, entry["image"], file), _inside(root, entry["label"], file)
-        case = Case(image_stem(image), (image,), label, str(entry.get("subject", subject_of(image_stem(image)))))
+        subject = entry.get("subject")
+        if not isinstance(subject, (str, int, NoneType)):
+            raise InputError(f"a subject must be text or a number, got {subject!r}", file=file, remedy="Correct it")
+        name = image_stem(image)
+        case = Case(name, (image,), label, subject_of(name) if subject in (None, "") else str(subject))
         cases.append(case)
         problems += [(case.id, str(p), "is listed but missing") for p in (image, label) if not p.exists()]
     listed = {path.resolve() for case in cases for path in case.images}
@@ -213,9 +223,12 @@ def _nnunet_cases(root: Path, channels: int) -> tuple[tuple[Case, ...], tuple[tu
         problems += [(name, str(root / "imagesTr" / stem), "channel file is missing") for stem in missing]
         files = tuple(images[stem] for stem in expected if stem in images)
         cases.append(Case(name, files, label, subject_of(name)))
+    used = {path for case in cases for path in case.images}
     for stem, path in images.items():
         if stem[:-5] not in labels:
             problems.append((stem[:-5], str(path), "has no label map in labelsTr"))
+        elif path not in used:
+            problems.append((stem[:-5], str(path), f"is none of the {max(channels, 1)} channels that are declared"))
     return tuple(cases), tuple(problems)
 
 
@@ -223,10 +236,14 @@ def _csv_rows(path: Path, *, labelled: bool) -> tuple[list[dict[str, str]], list
     """Return the lines of a CSV of cases and the names of its image columns, in the header's order."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            rows, columns = list(reader), list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read as CSV ({error})", file=path, remedy="Save it as UTF-8 CSV") from error
-    columns = list(rows[0]) if rows else []
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        raise InputError(
+            f"has the column {repeated[0]!r} more than once", file=path, remedy="Name them image, image2, ..."
+        )
     image_columns = [name for name in columns if name and re.fullmatch(r"image\d*", name)]
     unknown = [str(name) for name in columns if name not in image_columns and name not in CSV_COLUMNS]
     needed = ("case", "image", "label") if labelled else ("case", "image")
@@ -300,12 +317,13 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     single: dict[str, Path] = {}
     sources = []
     for path in paths:
-        if path.is_dir() and not is_series(path):
+        name = image_stem(path.resolve() if path.is_dir() else path)  # "." has a name, too
+        if path.is_dir() and not _is_only_series(path):
             sources.append(_grouped(_images_in(path), channels))
         elif path.suffix == ".csv":
             sources.append(_csv_inputs(path))
-        elif single.setdefault(image_stem(path), path) != path:
-            raise InputError(f"two inputs are named {image_stem(path)!r}", file=path, remedy="Predict them separately")
+        elif single.setdefault(name, path) != path:
+            raise InputError(f"two inputs are named {name!r}", file=path, remedy="Predict them separately")
     sources.append(_grouped(single, channels))
     for found in sources:
         for name, files in found.items():
@@ -320,6 +338,19 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     if not cases:
         raise InputError("no images found", file=paths[0] if paths else None, remedy=GIVE_IMAGES)
     return cases
+
+
+def _is_only_series(folder: Path) -> bool:
+    """Return whether a folder is a DICOM series; one with other images beside it is refused."""
+    if not is_series(folder):
+        return False
+    if others := list_images(folder):
+        raise InputError(
+            f"holds DICOM files and other images ({next(iter(others.values())).name}), so what to predict is not clear",
+            file=folder,
+            remedy="Give the images one by one, or move the series into a folder of its own",
+        )
+    return True
 
 
 def _images_in(folder: Path) -> dict[str, Path]:

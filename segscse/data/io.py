@@ -79,13 +79,17 @@ def list_images(folder: str | Path) -> dict[str, Path]:
     A folder in it that holds a DICOM series is one image.
 
     Raises:
-        InputError: no such folder, or two images share a stem.
+        InputError: no such folder, it cannot be read, or two images share a stem.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("is not a folder", file=folder, remedy="Check the path")
     images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=folder, remedy="Check permissions") from error
+    for path in paths:
         if path.name.startswith(".") or (image_suffix(path) is None and not is_series(path)):
             continue
         stem = image_stem(path)
@@ -222,7 +226,11 @@ def _copy_geometry(image: nib.Nifti1Image, source: nib.Nifti1Header) -> None:
 def _read_nibabel(path: Path, suffix: str) -> Volume:
     mgh = suffix in _IMAGE_CLASS
     zipped = suffix in (".nii.gz", ".mgz")
-    content = read_content(path, compressed=zipped, announced=(lambda _: None) if mgh else announced_bytes)
+
+    def announced(start: bytes) -> int | None:
+        return _mgh_bytes(start) if mgh else announced_bytes(start) if _nifti_class(start, path) else None
+
+    content = read_content(path, compressed=zipped, announced=announced)
     notes: tuple[str, ...] = ()
     try:
         image_class = _IMAGE_CLASS[suffix] if mgh else _nifti_class(content, path)
@@ -240,6 +248,16 @@ def _read_nibabel(path: Path, suffix: str) -> Volume:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
     return Volume(array, affine, image.header, path, notes)
+
+
+def _mgh_bytes(start: bytes) -> int:
+    """Return how long an MGH file is by its own header; 0 where that cannot be true."""
+    try:
+        header = MGHHeader(start, check=False)
+        voxels = int(np.prod([*map(int, header.get_data_shape())], dtype=object))
+        return int(header.get_data_offset()) + max(voxels, 0) * int(header.get_data_dtype().itemsize)
+    except UNREADABLE:
+        return 0
 
 
 def _nifti_class(content: bytes, path: Path) -> Any:

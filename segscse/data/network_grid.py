@@ -102,6 +102,8 @@ def preprocess_array(array: np.ndarray, affine: np.ndarray, plan: Plan) -> Prepa
     """
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise InputError(f"an image must be (X, Y, Z) or (X, Y, Z, C), got shape {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"an image must hold real numbers, got {array.dtype}")
     if affine.shape != (4, 4) or affine_problem(affine):
         raise InputError(f"the affine cannot be used: {affine_problem(affine) or affine.shape}")
     channels = np.moveaxis(array if array.ndim == 4 else array[..., None], -1, 0)

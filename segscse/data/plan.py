@@ -34,6 +34,8 @@ SIDES = (
     frozenset({"anterior", "posterior", "ventral", "dorsal"}),
     frozenset({"superior", "inferior", "upper", "lower", "cranial", "caudal"}),
 )
+# Single letters count alone only: L1 is a vertebra.
+WORD = re.compile(r"[a-z]{2,}|(?<![a-z0-9])[a-z](?![a-z0-9])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,7 @@ def _target_spacing(fingerprint: Fingerprint, reasons: list[str]) -> tuple[float
         )
     else:
         reasons.append("spacing is the median of the cases")
-    return tuple(round(float(size), 4) for size in target)
+    return tuple(float(f"{size:.4g}") if size < 0.1 else round(float(size), 4) for size in target)
 
 
 def _median_shape(fingerprint: Fingerprint, spacing: Sequence[float]) -> tuple[int, ...]:
@@ -281,7 +283,7 @@ def plan_topology(
 def _shrink(shape: np.ndarray, spacing: np.ndarray, max_voxels: int) -> np.ndarray:
     patch = np.minimum(shape, MAX_SLICE_EDGE)
     while patch.prod() > max_voxels:
-        longest = int((patch * spacing).argmax())
+        longest = int(np.where(patch > 1, patch * spacing, 0).argmax())
         patch[longest] = max(1.0, np.floor(patch[longest] * 0.95))
     return patch.astype(int)
 
@@ -346,7 +348,7 @@ def _mirror_axes(
     mirrored = []
     for axis in axes:
         words = SIDES[axis]
-        sided = next((name for name in labels.values() if words & set(re.findall("[a-z]+", name.lower()))), None)
+        sided = next((name for name in labels.values() if words & set(WORD.findall(name.lower()))), None)
         if sided is not None:
             reasons.append(f"no mirroring along {AXIS_NAMES[axis]}: the label {sided!r} names a side")
         elif pair := fingerprint.sided.get(axis):

@@ -85,8 +85,9 @@ def _normalisation(plan: Plan) -> bool:
 
 def _labels(plan: Plan) -> bool:
     pairs = [(number, name) for number, name in plan.labels]
-    sound = all(_whole(number, -(2**31), 2**63 - 1) and isinstance(name, str) for number, name in pairs)
-    return sound and 1 <= len(pairs) <= MAX_LABELS and len({number for number, _ in pairs}) == len(pairs)
+    sound = all(_whole(number, 0, 2**63 - 1) and isinstance(name, str) for number, name in pairs)
+    unique = len({number for number, _ in pairs}) == len(pairs)
+    return sound and unique and 1 <= len(pairs) <= MAX_LABELS and pairs[0][0] == 0
 
 
 _RULES: dict[str, Callable[[Plan], bool]] = {

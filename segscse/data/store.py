@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from segscse.data.index import Case
+from segscse.data.io import SITK_SUFFIXES, image_suffix
 from segscse.data.places import find_places
 from segscse.data.plan import Plan
+from segscse.data.text_header import detached_voxels
 from segscse.data.transforms import PREPROCESSING_VERSION, preprocess
 from segscse.errors import InputError
 from segscse.files import atomic_path, digest
@@ -117,7 +119,7 @@ class CaseStore:
 
     def key(self, case: Case) -> str:
         """Return the name of the sub-folder that a case has when it lies on disk."""
-        files = [(str(path.resolve()), *_stamp(path)) for path in (*case.images, *([case.label] if case.label else []))]
+        files = [(str(path.resolve()), _stamp(path)) for path in (*case.images, *([case.label] if case.label else []))]
         return digest([self.plan.key, PREPROCESSING_VERSION, STORE_VERSION, files])
 
 
@@ -147,10 +149,14 @@ class _Saved:
         return StoredCase(self.id, first, second, places, mapped=True)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """Return size and time of a file, or of all files of a DICOM series together."""
-    statuses = [item.stat() for item in (path.iterdir() if path.is_dir() else (path,))]
-    return sum(status.st_size for status in statuses), max(status.st_mtime_ns for status in statuses)
+def _stamp(path: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of a file and of the one that its voxels lie in, or of all files of a DICOM series."""
+    if path.is_dir():
+        files = sorted(path.iterdir())
+    else:
+        voxels = detached_voxels(path) if image_suffix(path) in SITK_SUFFIXES else None
+        files = [path] if voxels is None else [path, voxels]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _save(folder: Path, case: StoredCase, slice_axis: int | None) -> None:

@@ -38,6 +38,8 @@ NRRD_TYPES = {
 }
 NRRD_SPACES = {"left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las"}
 NRRD_GEOMETRY = ("space", "space dimension", "space directions", "space origin", "space units")
+NRRD_AXES = ("spacings", "axis mins", "axismins", "axis maxs", "axismaxs", "centers", "centerings")
+NO_AXIS = ("nan", "none", "???")
 META_GEOMETRY = (
     *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin"),
     *("CenterOfRotation", "AnatomicalOrientation", "ElementSpacing"),
@@ -99,8 +101,11 @@ def write_nrrd(path: str | Path, array: np.ndarray, geometry: Mapping[str, str])
     if "space directions" in fields:
         axes = re.findall(r"\([^)]*\)", fields["space directions"])  # without the `none` of a channel axis
         fields["space directions"] = " ".join(axes)
-    elif "spacings" in geometry:
-        fields["spacings"] = " ".join(size for size in geometry["spacings"].split() if size.lower() != "nan")
+    else:  # without the entry of a channel axis
+        of_axes = {name: geometry[name].split() for name in NRRD_AXES if name in geometry}
+        fields |= {
+            name: " ".join(item for item in items if item.lower() not in NO_AXIS) for name, items in of_axes.items()
+        }
     kind = next(name for name, code in NRRD_TYPES.items() if code == array.dtype.str[1:])
     lines = ["NRRD0004", f"type: {kind}", "dimension: 3", f"sizes: {' '.join(map(str, array.shape))}"]
     lines += [f"{name}: {value}" for name, value in fields.items()]

@@ -104,16 +104,6 @@ class DiskNeed:
     rest: int
     checkpoints: int
 
-    @property
-    def least(self) -> int:
-        """Bytes at the very least."""
-        return int(LEAST_CONTENT * self.cases + self.checkpoints)
-
-    @property
-    def likely(self) -> int:
-        """Bytes that are expected."""
-        return self.cases + self.rest
-
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -228,6 +218,7 @@ def require_room(
     precision: str,
     folder: Path,
     *,
+    cache: Path | None = None,
     runs: int = 1,
 ) -> list[str]:
     """Refuse a training that cannot fit into memory or onto the disk, before anything is written.
@@ -241,7 +232,8 @@ def require_room(
         device: where it runs.
         precision: `bf16` or `fp32`.
         folder: the run folder; what is in it already counts.
-        runs: runs of this size that the disk has to hold, such as the folds of a cross-validation.
+        cache: where the cases lie that memory does not hold; in the run folder if not given.
+        runs: runs of this size that the disk has to hold, such as the folds of a cross-validation; cases are shared.
 
     Returns:
         Warnings about what may not fit.
@@ -258,12 +250,19 @@ def require_room(
         return smaller_settings(planned, split, config, kept, n_weights, room)
 
     disk = run_disk_bytes(planned, split, config, n_weights)
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+    cached = _bytes_in(cache or folder / "cache")
+    there = _bytes_in(folder) - (cached if cache is None else 0)
+    least = max(0, int(LEAST_CONTENT * disk.cases) - cached) + runs * disk.checkpoints - there
+    likely = max(0, disk.cases - cached) + runs * disk.rest - there
     warnings = (
         require_memory("training", found.least, found.likely, remedy),
-        require_disk("the run", folder, runs * disk.least - there, runs * disk.likely - there, DISK_REMEDY),
+        require_disk("the run", folder, least, likely, DISK_REMEDY),
     )
     return [warning for warning in warnings if warning is not None]
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def smaller_settings(

@@ -130,7 +130,7 @@ def set_up(request: RunRequest, console: Console, held: ExitStack, world: int = 
     record = _record(planned, split, device, precision) | {"processes": world, "attention": network["attention"]}
     cache = request.cache or folder / "cache"
     setup = RunSetup(folder, config, planned, split, device, precision, network, record, cache)
-    for text in require_room(planned, split, config, device, precision, folder, runs=request.runs):
+    for text in require_room(planned, split, config, device, precision, folder, cache=request.cache, runs=request.runs):
         warn(console, text)
     return replace(setup, checkpoint=_checkpoint(setup, console)) if request.resume else setup
 

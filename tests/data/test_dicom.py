@@ -1,5 +1,7 @@
 """DICOM series, written by pydicom and read beside ITK's own series reader; label maps back as DICOM SEG."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813, the field's idiom
@@ -209,6 +211,15 @@ class TestFolders:
         single = find_inputs([tmp_path / "in" / "a"], 1)
         assert single == {"a": (tmp_path / "in" / "a",)}
         assert list(find_inputs([tmp_path / "in"], 1)) == ["a", "b"]
+
+    def test_the_folder_that_one_is_in_has_its_name(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(_series(tmp_path / "a"))
+        assert list(find_inputs([Path(".")], 1)) == ["a"]
+
+    def test_one_with_other_images_beside_it_is_refused(self, tmp_path, make_volume):
+        make_volume(_series(tmp_path / "in") / "scan.nii.gz", np.ones((4, 4, 4), np.float32))
+        with pytest.raises(InputError, match=r"in: holds DICOM files and other images \(scan\.nii\.gz\)"):
+            find_inputs([tmp_path / "in"], 1)
 
     def test_check_and_predict_take_series(self, tmp_path, trained):
         for name in ("a", "b"):

@@ -43,7 +43,20 @@ class TestFacts:
         assert fact.label_counts == {number: int((label == number).sum()) for number in range(3)}
         assert fact.extremes == ((float(image.min()), float(image.max())),)
         np.testing.assert_array_equal(np.sort(fact.samples[0]), np.sort(image[label > 0]))
-        assert not fact.whole_numbers
+        assert not any(fact.whole_numbers)
+
+    @pytest.mark.parametrize("what", ["labels elsewhere", "labels turned over", "another place"])
+    def test_facts_tell_where_image_and_labels_lie(self, make_dataset, make_volume, what):
+        root = make_dataset(cases=1)
+        (before,), _ = examine_dataset(open_dataset(root))
+        image, label = tiny_case(0)
+        affine = TINY_AFFINE @ np.diag([-1, 1, 1, 1]) if what == "another place" else TINY_AFFINE
+        moved = {"labels elsewhere": np.roll(label, 1, axis=0), "labels turned over": label[::-1]}.get(what, label)
+        make_volume(_image(root, 0), image, affine)
+        make_volume(_label(root, 0), moved, affine)
+        (after,), _ = examine_dataset(open_dataset(root))
+        assert (after.content, after.label_counts) == (before.content, before.label_counts)
+        assert after.placed != before.placed
 
     def test_shape_and_spacing_are_in_the_order_right_anterior_superior(self, make_dataset, make_volume):
         root = make_dataset(cases=1)
@@ -94,7 +107,7 @@ class TestFacts:
         (fact,), _ = examine_dataset(open_dataset(root))
         assert fact.samples.shape == (1, 2000)
         assert fact.samples.mean() == pytest.approx(array.mean(), rel=0.05)
-        assert fact.whole_numbers
+        assert all(fact.whole_numbers)
 
 
 class TestFindings:

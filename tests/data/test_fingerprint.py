@@ -23,8 +23,9 @@ def _fact(case, samples, counts, content="00", **changes):
         "coarse": np.zeros((len(samples), 8, 8, 8)),
         "samples": np.array(samples, float),
         "extremes": tuple((min(channel), max(channel)) for channel in samples),
-        "whole_numbers": True,
+        "whole_numbers": (True,) * len(samples),
         "content": content,
+        "placed": "",
         "shuffled": content,
     }
     return CaseFacts(**{**fields, **changes})
@@ -83,17 +84,30 @@ def test_background_comes_first_whether_declared_or_not(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"content": "11"}, {"counts": {0: 5, 1: 4}}, {"case": "z"}], ids=["voxels", "labels", "name"]
+    "change",
+    [{"content": "11"}, {"counts": {0: 5, 1: 4}}, {"case": "z"}, {"placed": "1"}],
+    ids=["voxels", "labels", "name", "place"],
 )
-def test_the_digest_changes_with_voxels_labels_and_names(tmp_path, change):
+def test_the_digest_changes_with_voxels_labels_names_and_places(tmp_path, change):
     fields = {"case": "a", "samples": [[1, 2]], "counts": {0: 5, 1: 3}, "content": "00"}
     first = make_fingerprint(_index(tmp_path), [_fact(**fields)])
     assert make_fingerprint(_index(tmp_path), [_fact(**fields)]).content == first.content
     assert make_fingerprint(_index(tmp_path), [_fact(**{**fields, **change})]).content != first.content
 
 
+def test_intensities_are_of_cases_with_foreground_where_there_are_any(tmp_path):
+    labelled, empty = _fact("a", [[60.0, 80.0]], {0: 9, 1: 2}), _fact("b", [[-1000.0, 0.0]], {0: 9})
+    assert make_fingerprint(_index(tmp_path), [labelled, empty]).channels[0].mean == 70
+    assert make_fingerprint(_index(tmp_path), [empty]).channels[0].mean == -500
+
+
+def test_each_channel_is_whole_numbered_for_itself(tmp_path):
+    facts = [_fact("a", [[1, 2], [1, 2]], {1: 2}, whole_numbers=(True, False))]
+    assert [channel.whole_numbers for channel in make_fingerprint(_index(tmp_path), facts).channels] == [True, False]
+
+
 def test_a_channel_is_whole_numbered_when_all_cases_are(tmp_path):
-    facts = [_fact("a", [[1, 2]], {1: 2}), _fact("b", [[1, 2]], {1: 2}, whole_numbers=False)]
+    facts = [_fact("a", [[1, 2]], {1: 2}), _fact("b", [[1, 2]], {1: 2}, whole_numbers=(False,))]
     assert make_fingerprint(_index(tmp_path), facts[:1]).channels[0].whole_numbers
     assert not make_fingerprint(_index(tmp_path), facts).channels[0].whole_numbers
 

@@ -46,7 +46,6 @@ class TestMsd:
             ({"0": "background", "5": "liver"}, {0: "background", 5: "liver"}),
             ({"background": 0, "liver": 5}, {0: "background", 5: "liver"}),
             (["background", "liver"], {0: "background", 1: "liver"}),
-            ({"background": 0, "outside": -1}, {0: "background", -1: "outside"}),
         ],
     )
     def test_labels_may_be_written_either_way_round(self, make_dataset, labels, expected):
@@ -136,6 +135,20 @@ class TestMsd:
         _describe(root, training=[entry])
         assert open_dataset(root).cases[0].subject == "7"
 
+    @pytest.mark.parametrize("subject", [None, ""])
+    def test_a_subject_without_a_name_is_the_cases_own(self, make_dataset, subject):
+        root = make_dataset()
+        entry = {"image": "imagesTr/case_0.nii.gz", "label": "labelsTr/case_0.nii.gz", "subject": subject}
+        _describe(root, training=[entry])
+        assert open_dataset(root).cases[0].subject == "case_0"
+
+    def test_a_subject_that_is_no_name_is_refused(self, make_dataset):
+        root = make_dataset()
+        entry = {"image": "imagesTr/case_0.nii.gz", "label": "labelsTr/case_0.nii.gz", "subject": ["7"]}
+        _describe(root, training=[entry])
+        with pytest.raises(InputError, match="a subject must be text or a number"):
+            open_dataset(root)
+
     @pytest.mark.parametrize("content", ["[]", "{}", "3"])
     def test_a_description_without_labels_is_refused(self, make_dataset, content):
         root = make_dataset()
@@ -171,6 +184,10 @@ class TestNnunet:
         index = open_dataset(nnunet)
         assert index.channels == ()
         assert [len(case.images) for case in index.cases] == [1, 1]
+        assert [(case, path[-13:], problem) for case, path, problem in index.problems] == [
+            ("a", "a_0001.nii.gz", "is none of the 1 channels that are declared"),
+            ("b", "b_0001.nii.gz", "is none of the 1 channels that are declared"),
+        ]
 
     def test_a_missing_folder_is_named(self, nnunet):
         (nnunet / "labelsTr").rename(nnunet / "elsewhere")
@@ -199,6 +216,7 @@ class TestCsv:
     @pytest.mark.parametrize(
         ("text", "problem"),
         [
+            ("case,image,image,label\na,a.nii,b.nii,l.nii\n", "has the column 'image' more than once"),
             ("case,image\na,a.nii\n", r"missing: \['label'\], unknown: \[\]"),
             ("case,image,label,age\na,a.nii,l.nii,3\n", r"missing: \[\], unknown: \['age'\]"),
             ("", "missing: "),
@@ -285,6 +303,9 @@ def test_a_case_id_that_is_no_plain_file_name_is_refused(tmp_path, name):
         ({"background": 0, "organ": 1, "ignore": 2}, "ignore label is not supported"),
         ({"0": "background", "2": "Ignore"}, "ignore label is not supported"),
         ({"background": 0, "a": 1, "b": 1}, "two labels have one id"),
+        ({"0": "background", "1": "a", "01": "b"}, "two labels have one id"),
+        ({"background": 0, "outside": -1}, "declares the negative label id -1"),
+        ({"0": "background", "-1": "outside"}, "declares the negative label id -1"),
         ({"background": 0, "a": 1.9}, "cannot read the labels"),
     ],
 )

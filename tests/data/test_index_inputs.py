@@ -1,7 +1,10 @@
 """What `predict` takes for cases: files, folders and CSV files."""
 
+from pathlib import Path
+
 import pytest
 
+from segscse.data.dicom import is_series
 from segscse.data.index import find_inputs
 from segscse.errors import InputError
 
@@ -83,3 +86,19 @@ class TestInputs:
         root = fill("x/a.nii.gz", "y/a.nii.gz")
         with pytest.raises(InputError, match="two inputs are named 'a'"):
             find_inputs([root / "x" / "a.nii.gz", root / "y" / "a.nii.gz"], 1)
+
+
+def test_a_folder_that_cannot_be_read_is_named(fill, monkeypatch):
+    root = fill("scans/a.nii", "other/b.nii")
+    listed = Path.iterdir
+
+    def refused(path):
+        if path.name == "scans":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(InputError, match=r"scans: cannot be read \(Permission denied\)"):
+        find_inputs([root / "scans"], 1)
+    assert list(find_inputs([root / "other"], 1)) == ["b"]
+    assert not is_series(root / "scans")

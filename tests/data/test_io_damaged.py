@@ -118,11 +118,23 @@ class TestDamagedFiles:
         with pytest.raises(InputError, match="has no voxels"):
             read_image(path)
 
-    def test_a_stream_that_unpacks_without_end_is_stopped(self, tmp_path, monkeypatch):
+    def test_a_stream_that_unpacks_without_end_is_stopped(self, tmp_path, make_volume, monkeypatch):
         monkeypatch.setattr(container, "MAX_BYTES", 2**22)
-        (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"\0" * 2**24))
-        with pytest.raises(InputError, match="unpacks to more than 0 GiB"):
+        header = make_volume(tmp_path / "a.nii", _ramp()).read_bytes()[:352]
+        (tmp_path / "a.nii.gz").write_bytes(gzip.compress(b"\0" * 4 + header[4:] + b"\0" * 2**24))
+        with pytest.raises(InputError, match="unpacks to more than"):
             read_image(tmp_path / "a.nii.gz")
+
+    @pytest.mark.parametrize(("suffix", "problem"), [(".nii.gz", "is not a NIfTI image"), (".mgz", "unpacks to more")])
+    def test_a_stream_without_a_header_is_hardly_unpacked(self, tmp_path, suffix, problem):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(gzip.compress(b"\0" * 2**26))
+        tracemalloc.start()
+        with pytest.raises(InputError, match=problem):
+            read_image(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 20e6
 
     def test_missing_files_folders_and_other_kinds_are_named(self, tmp_path):
         (tmp_path / "b.nii").mkdir()

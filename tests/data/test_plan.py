@@ -66,6 +66,14 @@ class TestTopology:
             assert (np.array(patch) % np.prod(strides, axis=0) == 0).all()
             assert np.prod(patch) <= 25_000
 
+    @pytest.mark.parametrize(
+        ("shape", "spacing", "limit"),
+        [((512, 512, 1), (0.001, 0.001, 1.0), 200_000), ((1, 400, 900), (5.0, 0.005, 0.005), 100_000)],
+    )
+    def test_an_axis_of_one_voxel_is_not_shrunk_however_long_it_is(self, shape, spacing, limit):
+        patch, _, _ = plan_topology(shape, spacing, limit)
+        assert np.prod(patch) <= 1.25 * limit
+
     def test_the_hippocampus_gets_40_56_40_and_three_poolings(self):
         patch, strides, kernels = plan_topology((35, 50, 36), (1.0, 1.0, 1.0), 300_000)
         assert patch == (40, 56, 40)
@@ -115,6 +123,10 @@ class TestPlan:
         spacings = ((1.0, 0.8, 2.0), (1.2, 0.9, 2.0), (5.0, 1.0, 2.5))
         assert _plan(_fingerprint(spacings=spacings)).spacing_mm == (1.2, 0.9, 2.0)
 
+    def test_spacings_of_a_microscope_keep_their_digits(self):
+        spacings = ((0.00065, 0.00002, 0.123456),)
+        assert _plan(_fingerprint(shapes=((9, 9, 9),), spacings=spacings)).spacing_mm == (0.00065, 0.00002, 0.1235)
+
     def test_a_strongly_coarser_axis_gets_its_10th_percentile(self):
         spacings = tuple((0.8, 0.8, thickness) for thickness in (2.0, 5.0, 7.5, 7.5, 7.5))
         plan = _plan(_fingerprint(shapes=((512, 512, 32),) * 5, spacings=spacings))
@@ -149,13 +161,13 @@ class TestPlan:
 
 
 class TestMirroring:
-    @pytest.mark.parametrize("name", ["kidney_left", "Left Kidney", "RIGHT-lung", "right"])
+    @pytest.mark.parametrize("name", ["kidney_left", "Left Kidney", "RIGHT-lung", "right", "kidney_L", "L"])
     def test_labels_that_name_a_side_stop_mirroring_right_left(self, name):
         plan = _plan(_fingerprint(labels={0: "background", 1: name}))
         assert plan.mirror_axes == (1, 2)
         assert any("no mirroring" in reason and name in reason for reason in plan.reasons)
 
-    @pytest.mark.parametrize("name", ["cleft", "bright spot", "leftover"])
+    @pytest.mark.parametrize("name", ["cleft", "bright spot", "leftover", "L1", "vertebra_R2"])
     def test_words_that_only_contain_a_side_do_not(self, name):
         assert _plan(_fingerprint(labels={0: "background", 1: name})).mirror_axes == (0, 1, 2)
 

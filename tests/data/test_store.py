@@ -1,8 +1,10 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813, the field's idiom
 import torch
 from volumes import TINY_AFFINE, TINY_SHAPE, tiny_case
 
@@ -158,6 +160,17 @@ def test_another_file_or_another_plan_is_another_entry(tmp_path, make_dataset, m
     os.utime(case.label, ns=(1, 1))
     CaseStore([case], build_plan(), tmp_path / "store", 0.0).prepare()
     assert len(_folders(tmp_path / "store")) == 4
+
+
+def test_a_changed_file_of_voxels_beside_its_header_is_another_entry(tmp_path, make_dataset, build_plan):
+    case = open_dataset(make_dataset(cases=1)).cases[0]
+    header = tmp_path / "label.mhd"
+    sitk.WriteImage(sitk.ReadImage(str(case.label)), str(header))
+    case = replace(case, label=header)
+    assert CaseStore([case], build_plan(), tmp_path / "store", 0.0)[case.id].places
+    voxels = tmp_path / "label.raw"
+    voxels.write_bytes(bytes(voxels.stat().st_size))
+    assert not CaseStore([case], build_plan(), tmp_path / "store", 0.0)[case.id].places
 
 
 @pytest.mark.parametrize("memory_gb", [0.0, 1.0])

@@ -99,7 +99,9 @@ def test_percentiles_of_more_than_2_to_24_intensities_are_exact(monkeypatch):
     n = 2**24 + 9
     values = (np.arange(n, dtype=np.float64) % 1000).astype(np.float32)
     monkeypatch.setattr(fingerprint, "POOLED_SAMPLES", n)
-    fact = type("Fact", (), {"samples": [values], "extremes": [(0.0, 999.0)], "whole_numbers": True})
+    fact = type(
+        "Fact", (), {"samples": [values], "extremes": [(0.0, 999.0)], "whole_numbers": (True,), "label_counts": {}}
+    )
     stats = fingerprint._channel_stats(0, "CT", [fact])
     counts = np.bincount(np.arange(n) % 1000)
     below = np.searchsorted(np.cumsum(counts), [0.005 * (n - 1), 0.995 * (n - 1)], side="right")

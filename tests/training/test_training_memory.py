@@ -15,6 +15,7 @@ from segscse.nets.dims import channels_last, network_to_channels_last
 from segscse.training import memory
 from segscse.training.losses import deep_supervision_loss
 from segscse.training.memory import (
+    DiskNeed,
     Kept,
     build_probe,
     case_bytes,
@@ -136,7 +137,7 @@ class TestDisk:
         _, n_weights = build_probe(trained.planned.plan, tiny_config(), "fp32")
         need = run_disk_bytes(trained.planned, trained.split, tiny_config(), n_weights)
         assert need.cases == 0
-        assert need.least <= sum(file.stat().st_size for file in trained.folder.rglob("*.*")) <= need.likely
+        assert need.checkpoints <= sum(file.stat().st_size for file in trained.folder.rglob("*.*")) <= need.rest
 
     def test_cases_that_memory_does_not_hold_go_to_the_disk(self, trained):
         config = tiny_config(data={"cache_gb": 0.0})
@@ -201,6 +202,14 @@ class TestRequireRoom:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / "last.ckpt").write_bytes(bytes(10**7))
         assert self._room(trained, tmp_path / "run") == []
+
+    def test_cases_that_runs_share_count_once_and_not_where_they_are_already(self, trained, tmp_path, monkeypatch):
+        monkeypatch.setattr(memory, "run_disk_bytes", lambda *args: DiskNeed(cases=10**9, rest=0, checkpoints=0))
+        monkeypatch.setattr(limits, "disk_at", lambda path: Disk(tmp_path, 10**9 + 1, True))
+        assert self._room(trained, tmp_path / "cv" / "fold0", cache=tmp_path / "cv" / "cache", runs=5) == []
+        monkeypatch.setattr(limits, "disk_at", lambda path: Disk(tmp_path, 1, True))
+        monkeypatch.setattr(memory, "_bytes_in", lambda folder: 10**9 if folder.name == "cache" else 0)
+        assert self._room(trained, tmp_path / "cv" / "fold1", cache=tmp_path / "cv" / "cache", runs=4) == []
 
     def test_a_file_in_place_of_the_folder_is_refused(self, trained, tmp_path):
         (tmp_path / "run").write_text("")
