@@ -185,7 +185,7 @@ def _check_variants(study: Study) -> None:
     if not study.places:
         raise InputError(
             "the configuration has no attention at any position, so there is no place for the variants",
-            remedy="Set model.attention.encoder, bottleneck, decoder or skip to any block",
+            remedy="Set model.attention.encoder, bottleneck, decoder, decoder_concat or skip to any block",
         )
     for name in names:
         check_attention(study.config_of(name).model)
@@ -269,7 +269,7 @@ def _write(
     }
     variants, comparison, tables = score_variants(runs, costs, subjects_of_cases(planned.index.cases))
     for name, table in tables.items():
-        write_text(study.folder / name / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_text(study.variant_folder(name) / "cases.csv", table.to_csv(index=False, lineterminator="\n"))
     ablation = Ablation(
         folder=study.folder,
         dataset=planned.plan.dataset,

@@ -50,7 +50,10 @@ WholeOrNone = Annotated[int | None, cyclopts.Parameter(converter=_whole_or_none)
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
-    """Attention block by position, each a name that `segscse.attention.ATTENTION` lists."""
+    """Attention block by position: a name that `segscse.attention.ATTENTION` lists, with options after colons.
+
+    So `scse:aggregation=max:reduction=4`, or `cbam:kernel_size=7x7x3`; `segscse.attention.block_options` tells them.
+    """
 
     encoder: str = "scse"
     """After the last non-linearity of every encoder stage, before pooling and skip."""
@@ -58,10 +61,12 @@ class AttentionConfig:
     """After the deepest stage."""
     decoder: str = "scse"
     """After the last non-linearity of every decoder stage."""
+    decoder_concat: str = "none"
+    """Before the convolutions of every decoder stage: on the skip connection beside the map from below."""
     skip: str = "none"
     """On every skip connection, before concatenation."""
     reduction: WholeOrNone = None
-    """Channel reduction of the blocks that have one (SE, scSE, CBAM, ...); each block's own default if not given."""
+    """Reduction of the blocks that have one (SE, scSE, CBAM, ...) and name none; each block's own if not given."""
 
     def __post_init__(self) -> None:
         _require(self.reduction is None or self.reduction >= 1, "model.attention.reduction", self.reduction, ">= 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ class Study:
 
     def run_folder(self, variant: str, seed: int, fold: int) -> Path:
         """Return the folder of a run."""
-        return self.folder / variant / f"seed{seed}_fold{fold}"
+        return self.variant_folder(variant) / f"seed{seed}_fold{fold}"
+
+    def variant_folder(self, variant: str) -> Path:
+        """Return the folder of a variant's runs; what no folder's name can have everywhere becomes `_`."""
+        return self.folder / re.sub(r"[^\w.-]", "_", variant)
 
     def finished(self, variant: str, seed: int, fold: int) -> bool:
         """Return whether a run is trained, validated and recorded."""

@@ -16,6 +16,7 @@ from segscse.cli import run
 from segscse.errors import InputError, Interrupted
 from segscse.files import read_json, write_json
 from segscse.nets.build import build_unet
+from segscse.nets.unet import POSITIONS
 from segscse.training.clock import RunClock
 
 STEPS = 4
@@ -102,8 +103,8 @@ def test_runs_share_all_but_the_attention(study):
         assert configs[0] == configs[1]
         assert configs[0]["train"]["max_steps"] == STEPS
         blocks = [{key: value for key, value in place.items() if key != "reduction"} for place in places]
-        assert blocks[0] == dict.fromkeys(("encoder", "bottleneck", "decoder", "skip"), "none")
-        assert blocks[1] == {"encoder": "scse", "bottleneck": "none", "decoder": "scse", "skip": "none"}
+        assert blocks[0] == dict.fromkeys(POSITIONS, "none")
+        assert blocks[1] == dict.fromkeys(POSITIONS, "none") | {"encoder": "scse", "decoder": "scse"}
 
 
 def test_the_table_says_what_the_runs_say(study):

@@ -21,6 +21,12 @@ def test_runs_are_dealt_out_evenly_and_no_variant_stays_with_one_process(tmp_pat
         assert len(owners) > 1 or world == 1
 
 
+def test_a_variant_with_options_has_a_folder_of_a_name_that_all_systems_take(tmp_path):
+    study = Study(tmp_path, ("none", "scse:aggregation=max"), (0,), 1, CONFIG)
+    assert study.run_folder("ECA-3D", 0, 1) == tmp_path / "ECA-3D" / "seed0_fold1"
+    assert study.run_folder("scse:aggregation=max", 0, 1) == tmp_path / "scse_aggregation_max" / "seed0_fold1"
+
+
 def test_only_unfinished_runs_are_dealt_out(tmp_path):
     study = Study(tmp_path, ("none", "se", "scse", "eca"), (0, 1, 2), 1, CONFIG)
     for variant, seed, fold in study.runs:

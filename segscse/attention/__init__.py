@@ -80,7 +80,9 @@ ALIASES: dict[str, str] = {
     "SpatialAttentionModule": "cbam_spatial",
     "BAM": "bam",
     "SKConv": "sk",
+    "cam": "danet_cam",
     "CAM": "danet_cam",
+    "pam": "danet_pam",
     "PAM": "danet_pam",
 }
 """Other names under which the same blocks are known, to the canonical one."""
@@ -92,7 +94,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "eca_layer3d": {"axis": 0},
     "eca_depth_spatial_layer3d": {"axis": 0},
 }
-"""Aliases whose defaults differ from the canonical block's, to those defaults; training gives an axis of its own."""
+"""Aliases that ask for another form of the canonical block, to its options; training gives an axis of its own.
+
+Defaults of all other aliases are the canonical block's, whatever the code that first used the name has: a `SELayer`
+there squeezes by 16 and has no bias, which is `SELayer:reduction=16:bias=false` here.
+"""
 
 
 def _builder(name: str) -> Callable[..., AttentionBlock]:

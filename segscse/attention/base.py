@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from itertools import takewhile
+from numbers import Integral
 from typing import ClassVar, Literal
 
 import torch
@@ -56,9 +59,13 @@ class AttentionBlock(nn.Module, ABC):
         """Return the gate in the form that the CPU kernels compute, or None when it is of another form."""
         return None
 
+    def kernel_parts(self) -> GateParts | None:
+        """Return `parts`; None where a subclass has changed what they describe."""
+        return self.parts() if _describes_itself(type(self)) else None
+
     def apply_gate(self, x: Tensor) -> Tensor:
-        """Return the recalibrated map, `(B, C, *S)`; `forward` is this after a check of the input's rank."""
-        parts = self.parts()
+        """Return the recalibrated map, `(B, C, *S)`; `forward` is this after a check of the input's shape."""
+        parts = self.kernel_parts()
         # A channel gate alone is one mean and one product, which torch does as fast.
         if parts is not None and parts.weight is not None and runs_here(x) and not watched(self):
             return recalibrate(x, gate=parts)
@@ -71,11 +78,20 @@ class AttentionBlock(nn.Module, ABC):
                 f"{type(self).__name__} with spatial_dims={self.spatial_dims} takes an input of "
                 f"{self.spatial_dims + 2} axes (B, C, *S), got {x.ndim}: {tuple(x.shape)}"
             )
+        if x.shape[1] != self.channels:
+            raise InputError(f"{type(self).__name__} takes {self.channels} channels, got {tuple(x.shape)}")
         return self.apply_gate(x)
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows of this block."""
         return f"channels={self.channels}, spatial_dims={self.spatial_dims}"
+
+
+@cache
+def _describes_itself(block: type[AttentionBlock]) -> bool:
+    """Return whether no class below the one that says `parts` has another gate."""
+    below = list(takewhile(lambda base: "parts" not in vars(base), block.__mro__))
+    return not any(name in vars(base) for base in below for name in ("forward", "apply_gate", "gate", "gate_of_mean"))
 
 
 class SqueezeMLP(nn.Module):
@@ -161,9 +177,9 @@ def logits_to_gate(logits: Tensor) -> Tensor:
 
 def at_least(option: str, value: int, minimum: int) -> int:
     """Return `value` when it is an integer not below `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise InputError(f"{option} must be an integer of at least {minimum}, got {value!r}")
-    return value
+    return int(value)
 
 
 def odd(option: str, value: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -111,9 +112,10 @@ class SpatialSE(AttentionBlock):
         """Return the spatial weights, `(B, 1, *S)`, in fp32."""
         return logits_to_gate(self.conv(x))
 
-    def parts(self) -> GateParts:
-        """Return the spatial part."""
-        return GateParts(weight=self.conv.weight, bias=self.conv.bias)
+    def parts(self) -> GateParts | None:
+        """Return the spatial part, as long as the convolution is torch's own."""
+        plain = type(self.conv) is conv(self.spatial_dims)
+        return GateParts(weight=self.conv.weight, bias=self.conv.bias) if plain else None
 
 
 class ChannelSpatialSE(AttentionBlock):
@@ -177,9 +179,10 @@ class ChannelSpatialSE(AttentionBlock):
 
     def parts(self) -> GateParts | None:
         """Return both parts for `add`; the other aggregations do not add them."""
-        if self.aggregation != "add":
+        channel, spatial = self.cse.kernel_parts(), self.sse.kernel_parts()
+        if self.aggregation != "add" or channel is None or spatial is None:
             return None
-        return GateParts(self.cse.gate_of_mean, tuple(self.cse.parameters()), self.sse.conv.weight, self.sse.conv.bias)
+        return replace(channel, weight=spatial.weight, bias=spatial.bias)
 
     def apply_gate(self, x: Tensor) -> Tensor:
         """Return the recalibrated map, `(B, C, *S)`."""

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from segscse.kernels import rows
+from segscse.kernels.once import first_derivative_only
 from segscse.kernels.rows import Row, Sum
 from segscse.kernels.threads import bounds, run_in_parallel
 from segscse.nets.dims import CHANNELS_LAST
@@ -60,7 +60,7 @@ class Recalibrate(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         """Return the gradients of the map and of all parameters."""
         x, gamma, weight, bias, *parameters = ctx.saved_tensors

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
+from segscse.errors import InputError
 from segscse.nets.dims import CHANNELS_LAST
 
 MAX_CHANNELS = 1024
@@ -21,7 +23,7 @@ _counting: ContextVar[bool] = ContextVar("counting", default=False)
 
 @dataclass(frozen=True, slots=True)
 class GateParts:
-    r"""A gate $g_c(z) + \sigma(w \cdot t(p) + w_0)$ of a map t with spatial mean z; either term may be absent.
+    r"""A gate $g_c(z) + \sigma(w \cdot t(p) + w_0)$ of a map t with spatial mean z; a term may be absent, of both is 1.
 
     Attributes:
         channel: maps z, `(B, C)`, to $g_c$, `(B, C)`; None without this term.
@@ -47,14 +49,20 @@ def runs_here(x: Tensor) -> bool:
         and layout is not None
         and x.is_contiguous(memory_format=layout)
         and x.shape[1] <= MAX_CHANNELS
-        and x.numel() > 0
+        and x.numel() > x.shape[0] * x.shape[1]  # of one voxel no moments can be taken, which torch says
     )
 
 
 def watched(*modules: nn.Module | None) -> bool:
-    """Return whether a hook waits at a layer, which a kernel in its place would not call."""
-    layers = (layer for module in modules if module is not None for layer in module.modules())
-    return any(getattr(layer, name) for layer in layers for name in HOOKS)
+    """Return whether a hook waits at a layer or one of its parameters, which a kernel in its place would not call."""
+    if _has_any_global_hook():
+        return True
+    layers = [layer for module in modules if module is not None for layer in module.modules()]
+    if any(getattr(layer, name) for layer in layers for name in HOOKS):
+        return True
+    # A channel gate's parameters would have theirs called twice: by the kernel's own backward pass, too.
+    parameters = [parameter for layer in layers for parameter in layer._parameters.values()]
+    return any(parameter is not None and parameter._backward_hooks for parameter in parameters)
 
 
 def recalibrate(
@@ -74,6 +82,9 @@ def recalibrate(
     """
     weight, bias, eps = norm or (None, None, 0.0)
     parts = gate or GateParts()
+    for what, given in (("normalisation", weight), ("spatial gate", parts.weight)):
+        if given is not None and given.numel() != x.shape[1]:
+            raise InputError(f"the {what} is of {given.numel()} channels, the map has {x.shape[1]}")
     if _counting.get():
         return _StandIn.apply(x, weight, parts.weight, parts.bias, *parts.parameters)
     # Numba takes a third of a second to import: only where it is needed.

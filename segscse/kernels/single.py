@@ -15,13 +15,16 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from segscse.kernels.once import first_derivative_only
 from segscse.kernels.parts import watched
 from segscse.nets.dims import channels_last
 
 # ATen's limit on the product of channels and the first two spatial axes.
 FEW = 20480
+# A layer of another class may compute something else.
+LAYERS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def convolve(layer: nn.Module, x: Tensor) -> Tensor:
@@ -62,7 +65,8 @@ def upsample(layer: nn.Module, x: Tensor) -> Tensor:
 def _slow(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
     """Return whether torch would take a kernel of its own, and this can do better."""
     return (
-        x.shape[0] == 1
+        type(layer) in LAYERS
+        and x.shape[0] == 1
         and 0 < prod(x.shape[1:4]) <= FEW
         and x.dtype == layer.weight.dtype == torch.float32
         and x.device.type == "cpu"
@@ -75,6 +79,7 @@ def _slow(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
         and layer.padding_mode == "zeros"
         and isinstance(layer.padding, tuple)
         and not watched(layer)
+        and _get_current_dispatch_mode() is None  # such as torch's counter of operations, which does not know oneDNN's
     )
 
 
@@ -90,7 +95,7 @@ class _Convolution(torch.autograd.Function):
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1,) * len(stride), 1)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (step, *_), (before, *others), rest = ctx.stride, ctx.padding, (0, 0) * (x.ndim - 3)

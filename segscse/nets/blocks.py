@@ -59,13 +59,13 @@ class ConvNormAct(nn.Sequential):
     def forward(self, x: torch.Tensor, attention: AttentionBlock | None = None) -> torch.Tensor:
         """Return the feature map, recalibrated by `attention` where one is given.
 
-        On a CPU one kernel does all that follows the convolution, unless a hook waits at one of the layers or the
-        block's gate is of another form.
+        On a CPU one kernel does all that follows the convolution, unless a hook waits at one of the layers, a layer has
+        been replaced, or the block's gate is of another form.
         """
         norm, act = self.norm, self.act
         x = convolve(self[0], x)
-        gate = None if attention is None else attention.parts()
-        fits = attention is None or gate is not None
+        gate = None if attention is None else attention.kernel_parts()
+        fits = type(norm) is InstanceNorm and type(act) is nn.LeakyReLU and (attention is None or gate is not None)
         if fits and runs_here(x) and not watched(norm, act, attention):
             return recalibrate(x, norm=(norm.weight, norm.bias, norm.eps), slope=act.negative_slope, gate=gate)
         if watched(norm, act):
@@ -77,8 +77,8 @@ class ConvNormAct(nn.Sequential):
 class PlainBlock(nn.Module):
     """Two `ConvNormAct`, then the gate: `(B, C, *S)` to `(B, out_channels, *(S / stride))`.
 
-    The gate comes after the last non-linearity: straight after an instance normalisation every channel has
-    the same mean, and a squeeze by averaging would not see the image.
+    The gate comes after the last non-linearity: straight after an instance normalisation a channel has the same mean
+    in every image, and a squeeze by averaging would not see the image.
     """
 
     def __init__(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from segscse.attention import block_options, build_attention
+from segscse.attention import block_options
+from segscse.attention.spec import read_spec
 from segscse.config import AttentionConfig, ModelConfig
 from segscse.data.plan import Plan, coarsest_axis
-from segscse.nets.unet import POSITIONS, UNet
+from segscse.nets.unet import POSITIONS, UNet, build_gate
 
 
 def network_arguments(plan: Plan, config: ModelConfig) -> dict[str, Any]:
@@ -20,21 +21,21 @@ def network_arguments(plan: Plan, config: ModelConfig) -> dict[str, Any]:
         "features": [min(config.base_features * 2**i, config.max_features) for i in range(len(plan.strides))],
         "strides": [list(stride) for stride in plan.strides],
         "kernel_sizes": [list(kernel) for kernel in plan.kernel_sizes],
-        "attention": {position: _spec(position, config.attention, plan) for position in POSITIONS},
+        "attention": {position: list(_spec(position, config.attention, plan)) for position in POSITIONS},
         "block": config.block,
         "deep_supervision": config.deep_supervision,
     }
 
 
 def check_attention(config: ModelConfig) -> None:
-    """Refuse attention names that no block has, before any data are read.
+    """Refuse attention that no network can have, before any data are read.
 
     Raises:
-        InputError: the name is unknown, or the block is none for this number of spatial axes.
+        InputError: a name or an option is unknown, a value is none that the block can have, or the block is none for
+            this number of spatial axes or replaces a convolution.
     """
     for position in POSITIONS:
-        name, options = _spec(position, config.attention)
-        build_attention(name, config.base_features, spatial_dims=config.spatial_dims, **options)
+        build_gate(_spec(position, config.attention), config.base_features, config.spatial_dims)
 
 
 def build_unet(arguments: Mapping[str, Any]) -> UNet:
@@ -51,13 +52,12 @@ def without_axes(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {**arguments, "attention": attention}
 
 
-def _spec(position: str, config: AttentionConfig, plan: Plan | None = None) -> list[Any]:
+def _spec(position: str, config: AttentionConfig, plan: Plan | None = None) -> tuple[str, dict[str, Any]]:
     """Return the name of a block, and those of its options that configuration and plan decide."""
-    name = getattr(config, position)
+    name, options = read_spec(getattr(config, position))
     known = block_options(name)
-    options: dict[str, Any] = {}
     if config.reduction is not None and "reduction" in known:
-        options["reduction"] = config.reduction
+        options.setdefault("reduction", config.reduction)
     if plan is not None and plan.slice_axis is None and "axis" in known:
-        options["axis"] = coarsest_axis(plan.spacing_mm)
-    return [name, options]
+        options.setdefault("axis", coarsest_axis(plan.spacing_mm))
+    return name, options

@@ -15,7 +15,7 @@ from segscse.kernels.single import upsample
 from segscse.nets.blocks import BLOCKS, LEAK
 from segscse.nets.dims import as_tuple, check_spatial_dims, conv, conv_transpose
 
-POSITIONS = ("encoder", "bottleneck", "decoder", "skip")
+POSITIONS = ("encoder", "bottleneck", "decoder", "decoder_concat", "skip")
 AttentionSpec = str | tuple[str, Mapping[str, Any]]
 
 
@@ -34,13 +34,13 @@ class UNet(nn.Module):
         strides: per stage, one number or one per axis; the first is 1. Default: 1, then 2.
         kernel_sizes: per stage, one odd number or one per axis. Default: 3.
         attention: a block's name for encoder and decoder, or a mapping from `encoder`, `bottleneck`,
-            `decoder`, `skip` to a name or a `(name, options)` pair; positions not named have none.
+            `decoder`, `decoder_concat`, `skip` to a name or a `(name, options)` pair; positions not named have none.
         block: `plain` or `residual`.
         deep_supervision: in training mode, return a list of logits, finest first, instead of one tensor.
 
     Raises:
-        InputError: lengths differ, the first stride is not 1, a kernel is even, a name is unknown, or a gate
-            stands where it would not see the image (see `check_placement`).
+        InputError: lengths differ, the first stride is not 1, a kernel is even, a name or an option is unknown, a block
+            replaces a convolution, or a gate stands where it would not see the image (see `check_placement`).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class UNet(nn.Module):
         self.divisor = tuple(math.prod(axis) for axis in zip(*steps, strict=True))
 
         def make_block(position: str, c_in: int, c_out: int, stage: int, stride: Sequence[int] | int) -> nn.Module:
-            gate = _build_gate(gates[position], c_out, spatial_dims)
+            gate = build_gate(gates[position], c_out, spatial_dims)
             return BLOCKS[block](spatial_dims, c_in, c_out, kernel_size=kernels[stage], stride=stride, attention=gate)
 
         last = len(features) - 1
@@ -82,7 +82,10 @@ class UNet(nn.Module):
             make_block("bottleneck" if i == last else "encoder", widths[i], widths[i + 1], i, steps[i])
             for i in range(len(features))
         )
-        self.skip = nn.ModuleList(_build_gate(gates["skip"], features[i], spatial_dims) for i in range(last))
+        self.skip = nn.ModuleList(build_gate(gates["skip"], features[i], spatial_dims) for i in range(last))
+        self.concat = nn.ModuleList(
+            build_gate(gates["decoder_concat"], 2 * features[i], spatial_dims) for i in range(last)
+        )
         self.up = nn.ModuleList(
             conv_transpose(spatial_dims)(features[i + 1], features[i], steps[i + 1], steps[i + 1], bias=False)
             for i in range(last)
@@ -109,7 +112,8 @@ class UNet(nn.Module):
             maps.append(x)
         logits = []
         for i in reversed(range(len(self.decoder))):
-            x = self.decoder[i](torch.cat([self.skip[i](maps[i]), upsample(self.up[i], x)], dim=1))
+            both = torch.cat([self.skip[i](maps[i]), upsample(self.up[i], x)], dim=1)
+            x = self.decoder[i](self.concat[i](both))
             if i < len(self.heads) and (i == 0 or self.training):
                 logits.append(self.heads[i](x))
         if not len(self.decoder):
@@ -145,7 +149,12 @@ def _attention_by_position(attention: str | Mapping[str, AttentionSpec]) -> dict
     return {position: attention.get(position, "none") for position in POSITIONS}
 
 
-def _build_gate(spec: AttentionSpec, channels: int, spatial_dims: int) -> AttentionBlock:
+def build_gate(spec: AttentionSpec, channels: int, spatial_dims: int) -> AttentionBlock:
+    """Return the block that gates maps `(B, channels, *S)`.
+
+    Raises:
+        InputError: no such block, an option that it does not know, or a block that replaces a convolution.
+    """
     name, options = (spec, {}) if isinstance(spec, str) else spec
     if name in ATTENTION and getattr(ATTENTION[name], "kind", "gate") != "gate":
         raise InputError(f"attention block {name!r} replaces a convolution and cannot gate a U-Net stage")

@@ -53,7 +53,12 @@ class AveragedWeights(WeightAveraging):
 
     def __init__(self, share: Callable[[int], float]) -> None:
         def update(averaged: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
-            torch._foreach_lerp_(list(averaged), list(current), share(int(n)))
+            pairs = list(zip(averaged, current, strict=True))
+            numbers = [pair for pair in pairs if pair[0].is_floating_point()]
+            torch._foreach_lerp_([old for old, _ in numbers], [new for _, new in numbers], share(int(n)))
+            for old, new in pairs:
+                if not old.is_floating_point():  # a count of batches, which has no average
+                    old.copy_(new)
 
         super().__init__(multi_avg_fn=torch.no_grad()(update))
 

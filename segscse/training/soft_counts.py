@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
+
+from segscse.kernels.once import first_derivative_only
 
 # From this many classes on, as many as a vector holds, `_SoftCounts` is faster (tests/benchmarks/bench_loss.py).
 MANY_CLASSES = 16
@@ -65,7 +66,7 @@ class _SoftCounts(torch.autograd.Function):
         return torch.cat([cross_entropy[None], intersection[1:].to(p.dtype), size[1:].to(p.dtype)])
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         p, labels = ctx.saved_tensors
         batch, n_classes, *size = ctx.shape

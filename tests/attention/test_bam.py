@@ -23,6 +23,16 @@ def test_bam_is_the_formula(form):
     torch.testing.assert_close(block(x), x + x * torch.sigmoid(joint))
 
 
+def test_bam_normalises_before_every_non_linearity():
+    block = build_attention("bam", 16, spatial_dims=2, reduction=2)
+    kinds = [type(layer) for layer in block.spatial]
+    assert kinds[:6] == [torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.ReLU] * 2
+    x = torch.randn(2, 16, 7, 8)
+    hidden = F.layer_norm(F.linear(x.flatten(2).mean(-1), block.fc1.weight, block.fc1.bias), (8,))
+    channel = F.linear(hidden.relu(), block.fc2.weight, block.fc2.bias)[..., None, None]
+    torch.testing.assert_close(block.gate(x), 1 + torch.sigmoid(channel + block.spatial(x)))
+
+
 @pytest.mark.parametrize("norm", ["group", "instance", "batch", None])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_bam_trains_at_batch_size_one_with_every_norm(norm, dims):

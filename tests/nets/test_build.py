@@ -7,7 +7,7 @@ from tiny import tiny_plan, tiny_plan_2d
 from segscse.attention import ALIASES, BLOCKS
 from segscse.config import AttentionConfig, ModelConfig
 from segscse.errors import InputError
-from segscse.nets.build import build_unet, network_arguments, without_axes
+from segscse.nets.build import build_unet, check_attention, network_arguments, without_axes
 
 
 @pytest.mark.parametrize("plan", [tiny_plan(), tiny_plan_2d()], ids=["3d", "2d"])
@@ -73,3 +73,30 @@ def test_an_unknown_attention_name_fails_with_the_list_also_when_a_reduction_is_
     config = ModelConfig(attention=AttentionConfig(encoder="nonsense", reduction=4))
     with pytest.raises(InputError, match="unknown attention block 'nonsense'; allowed"):
         network_arguments(tiny_plan(), config)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("sk", "replaces a convolution"),
+        ("scze", "attention block"),
+        ("scse:aggregations=max", "scse option"),
+        ("scse:aggregation=mean", "aggregation"),
+        ("cbam:kernel_size=4", "kernel_size must be odd"),
+    ],
+)
+@pytest.mark.parametrize("position", ["encoder", "decoder_concat"])
+def test_attention_that_no_network_can_have_is_refused_before_data_are_read(name, problem, position):
+    with pytest.raises(InputError, match=problem):
+        check_attention(ModelConfig(attention=AttentionConfig(**{position: name})))
+
+
+def test_options_of_a_block_reach_the_network_and_win_over_the_shared_reduction():
+    attention = AttentionConfig(
+        encoder="scse:aggregation=max:reduction=4", decoder="cbam:kernel_size=3x3x1", reduction=2
+    )
+    network = build_unet(network_arguments(tiny_plan(), ModelConfig(base_features=16, attention=attention)))
+    gate, last = network.encoder[0].attention, network.decoder[0].attention
+    assert (gate.aggregation, gate.cse.mlp.fc1.out_features) == ("max", 4)
+    assert last.spatial.conv.kernel_size == (3, 3, 1)
+    assert last.channel.mlp.fc1.out_features == 8

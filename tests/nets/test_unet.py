@@ -1,10 +1,10 @@
 import pytest
 import torch
-from torch import nn
 
 from segscse import nets
 from segscse.attention import ATTENTION, BLOCKS
 from segscse.errors import InputError
+from segscse.nets.dims import channels_last
 from segscse.nets.unet import POSITIONS, UNet
 
 GATES = [name for name, block in BLOCKS.items() if block.kind == "gate"]
@@ -93,7 +93,9 @@ def test_every_parameter_gets_a_gradient(spatial_dims, name, position, deep_supe
 
 
 @pytest.mark.parametrize(
-    ("position", "calls"), [("encoder", 2), ("bottleneck", 1), ("decoder", 2), ("skip", 2)], ids=lambda v: str(v)
+    ("position", "calls"),
+    [("encoder", 2), ("bottleneck", 1), ("decoder", 2), ("decoder_concat", 2), ("skip", 2)],
+    ids=lambda v: str(v),
 )
 def test_the_gate_is_called_once_for_every_stage_of_its_position(position, calls):
     network = UNet(3, 2, 3, features=(4, 6, 8), attention={position: "scse"})
@@ -103,7 +105,12 @@ def test_the_gate_is_called_once_for_every_stage_of_its_position(position, calls
             module.register_forward_hook(lambda module, inputs, output: called.append(module.channels))
     network(_input(3))
     assert len(called) == calls
-    assert sorted(called) == {"encoder": [4, 6], "bottleneck": [8], "decoder": [4, 6], "skip": [4, 6]}[position]
+    assert (
+        sorted(called)
+        == {"encoder": [4, 6], "bottleneck": [8], "decoder": [4, 6], "decoder_concat": [8, 12], "skip": [4, 6]}[
+            position
+        ]
+    )
 
 
 def test_one_name_stands_for_encoder_and_decoder():
@@ -185,6 +192,21 @@ def test_aliases_build_the_same_network_as_their_canonical_name():
 
 def test_half_precision_activations_pass_through():
     network = UNet(2, 1, 2, features=(4, 8), attention="scse").eval()
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert network(torch.randn(1, 1, 8, 8)).isfinite().all()
-    assert isinstance(network.heads[0], nn.Conv2d)
+    x = torch.randn(2, 1, 8, 8)
+    for given in (x, channels_last(x)):
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            half = network(given)
+        assert half.dtype == torch.bfloat16
+        expected = network(x).detach()
+        torch.testing.assert_close(half.float(), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
+def test_a_gate_of_the_concatenation_gates_what_a_decoder_stage_takes():
+    network = UNet(2, 1, 2, features=(4, 8), attention={"decoder_concat": "scse"}).eval()
+    taken = []
+    network.decoder[0].register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    x = torch.randn(1, 1, 8, 8)
+    network(x)
+    fine = network.encoder[0](x)
+    both = torch.cat([fine, network.up[0](network.encoder[1](fine))], dim=1)
+    torch.testing.assert_close(taken[0], both * network.concat[0].gate(both))

@@ -70,7 +70,10 @@ def test_resolutions_weigh_1_a_half_and_a_quarter_and_sum_to_one():
 
 def test_anisotropic_resolutions_are_reduced_too():
     outputs = [torch.randn(1, 2, 8, 8, 5), torch.randn(1, 2, 4, 4, 5)]
-    assert deep_supervision_loss(outputs, torch.randint(0, 2, (1, 8, 8, 5), dtype=torch.uint8)).isfinite()
+    target = torch.randint(0, 2, (1, 8, 8, 5), dtype=torch.uint8)
+    coarse = target[:, 1::2, 1::2]  # the voxels just beyond the middles of pairs
+    expected = (dice_ce_loss(outputs[0], target) + 0.5 * dice_ce_loss(outputs[1], coarse)) / 1.5
+    torch.testing.assert_close(deep_supervision_loss(outputs, target), expected)
 
 
 def test_one_tensor_is_the_plain_loss():
