@@ -19,7 +19,7 @@ def largest_step(label: int) -> str:
 
 def label_of_step(step: object) -> int | None:
     """Return the label whose largest piece a step keeps; None for what is no step."""
-    match = re.fullmatch(LARGEST + r":([1-9]\d{0,8})", step) if isinstance(step, str) else None
+    match = re.fullmatch(LARGEST + r":([1-9]\d{0,18})", step) if isinstance(step, str) else None
     return None if match is None else int(match[1])
 
 
