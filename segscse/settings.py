@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segscse.config import ExperimentConfig
+from segscse.data.fingerprint import same_content
 from segscse.errors import InputError
 from segscse.files import is_temporary, read_json
 
@@ -91,6 +92,6 @@ def refuse_other_data(folder: Path, saved: Mapping[str, Any], fingerprint: str) 
     Raises:
         InputError: it is another.
     """
-    if saved["fingerprint"] != fingerprint:
+    if not same_content(saved["fingerprint"], fingerprint):
         remedy = "Resume with the data set that it was started with"
         raise InputError("was started with another data set", file=folder, remedy=remedy)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
-from itertools import takewhile
 from numbers import Integral
 from typing import ClassVar, Literal
 
@@ -43,6 +41,13 @@ class AttentionBlock(nn.Module, ABC):
     kind: ClassVar[Literal["gate", "conv"]] = "gate"
     pools_to_mean: ClassVar[bool] = False
     pairs_positions: ClassVar[bool] = False
+    _parts_hold: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        """Note whether `parts` still describes the gate: a subclass that changes the gate has to say its parts anew."""
+        super().__init_subclass__()
+        changed = not vars(cls).keys().isdisjoint(("forward", "apply_gate", "gate", "gate_of_mean"))
+        cls._parts_hold = "parts" in vars(cls) or (cls._parts_hold and not changed)
 
     def __init__(self, channels: int, *, spatial_dims: int) -> None:
         super().__init__()
@@ -61,7 +66,7 @@ class AttentionBlock(nn.Module, ABC):
 
     def kernel_parts(self) -> GateParts | None:
         """Return `parts`; None where a subclass has changed what they describe."""
-        return self.parts() if _describes_itself(type(self)) else None
+        return self.parts() if self._parts_hold else None
 
     def apply_gate(self, x: Tensor) -> Tensor:
         """Return the recalibrated map, `(B, C, *S)`; `forward` is this after a check of the input's shape."""
@@ -78,20 +83,13 @@ class AttentionBlock(nn.Module, ABC):
                 f"{type(self).__name__} with spatial_dims={self.spatial_dims} takes an input of "
                 f"{self.spatial_dims + 2} axes (B, C, *S), got {x.ndim}: {tuple(x.shape)}"
             )
-        if x.shape[1] != self.channels:
+        if x.shape[1] != self.channels and not torch.jit.is_tracing():
             raise InputError(f"{type(self).__name__} takes {self.channels} channels, got {tuple(x.shape)}")
         return self.apply_gate(x)
 
     def extra_repr(self) -> str:
         """Return what `print(model)` shows of this block."""
         return f"channels={self.channels}, spatial_dims={self.spatial_dims}"
-
-
-@cache
-def _describes_itself(block: type[AttentionBlock]) -> bool:
-    """Return whether no class below the one that says `parts` has another gate."""
-    below = list(takewhile(lambda base: "parts" not in vars(base), block.__mro__))
-    return not any(name in vars(base) for base in below for name in ("forward", "apply_gate", "gate", "gate_of_mean"))
 
 
 class SqueezeMLP(nn.Module):

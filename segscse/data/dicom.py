@@ -47,12 +47,13 @@ class Slice:
 
 
 def is_series(folder: str | Path) -> bool:
-    """Return whether a folder holds DICOM files, by the first few of its files; not where it cannot be read."""
+    """Return whether a folder holds DICOM files, by the first few of its files.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
     folder = Path(folder)
-    try:
-        return folder.is_dir() and any(_seems_dicom(path) for path in _files(folder)[:LOOKED_AT])
-    except InputError:
-        return False
+    return folder.is_dir() and any(seems_dicom(path) for path in _files(folder)[:LOOKED_AT])
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[Path, ...], tuple[str, ...]]:
@@ -87,7 +88,7 @@ def peek_series(folder: Path) -> tuple[tuple[int, ...], np.ndarray, int] | None:
     import SimpleITK as sitk  # noqa: N813
 
     try:
-        paths = [path for path in _files(folder) if _seems_dicom(path)]
+        paths = [path for path in _files(folder) if seems_dicom(path)]
         slices = [_describe(path) for path in paths[:LOOKED_AT]]
         itemsize = sitk.GetArrayViewFromImage(sitk.Image([1, 1], slices[0].pixel)).itemsize
     except (InputError, RuntimeError, IndexError):
@@ -129,7 +130,7 @@ def _is_dicom(path: Path) -> bool:
         raise InputError(f"cannot be read ({error.strerror})", file=path, remedy="Check permissions") from error
 
 
-def _seems_dicom(path: Path) -> bool:
+def seems_dicom(path: Path) -> bool:
     """Return what `_is_dicom` does; a file that cannot be read is none, so that it fails alone and later."""
     try:
         return _is_dicom(path)

@@ -25,6 +25,8 @@ from segscse.files import digest
 from segscse.types import Progress
 
 FOREGROUND_SAMPLES = 2000
+# Times a map that its labels' boxes may cover where pieces are counted: a hundred organs cover a few, noise very many.
+MOST_BOXES = 20
 _CHUNK = 2**20
 MEANT = "Correct the file if this is not meant"
 
@@ -48,7 +50,7 @@ class CaseFacts:
         shape: canonical `(X, Y, Z)`; `content_shape`, without empty surroundings, and `spacing_mm` in the same order.
         n_channels: number of image channels.
         label_counts: voxels per label id.
-        label_pieces: connected parts of each foreground label.
+        label_pieces: connected parts of each foreground label; empty where counting would take long.
         label_centres_mm: where each foreground label lies, on the canonical axes.
         coarse: the image in a few blocks, on the canonical axes; see `coarse_image`.
         samples: up to 2000 intensities per channel, from the foreground where there is any, `(C, N)`.
@@ -185,7 +187,7 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
     if label is not None:
         values, numbers = np.unique(label.array, return_counts=True)
         counts = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
-        pieces = count_pieces(label.array, [value for value in counts if value > 0])
+        pieces = count_pieces(label.array, [value for value in counts if value > 0], most=MOST_BOXES)
         # The label map may be stored in another orientation than the image whose voxels it picks.
         canonical, label_affine = to_canonical(label.array, label.affine)
         centres = label_centres_mm(canonical, spacing_of(label_affine))

@@ -44,7 +44,7 @@ class Fingerprint:
         label_volumes_ml: smallest and largest volume of each foreground label among the cases that have it.
         label_pieces: the most connected parts that each foreground label has in a case.
         channels: one entry per image channel.
-        content: digest over the voxels of all images and label maps and over where they lie.
+        content: two digests: over the voxels of all images and the label counts, and over where images and labels lie.
         sided: axes along which two labels of like size lie always the same way around, with such a pair; see
             `find_sided`.
         directed: axes along which all scans show the anatomy the same way around; see `find_directed`.
@@ -92,7 +92,8 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
         labels = {label: f"label_{label}" for label in voxels} | {0: "background"}
     labels.setdefault(0, "background")
     names = index.channels or tuple(f"channel_{number}" for number in range(facts[0].n_channels))
-    content = digest([(fact.case, fact.content, fact.placed, sorted(fact.label_counts.items())) for fact in facts])
+    content = digest([(fact.case, fact.content, sorted(fact.label_counts.items())) for fact in facts])
+    placed = digest([(fact.case, fact.placed) for fact in facts])
     return Fingerprint(
         cases=tuple(fact.case for fact in facts),
         shapes=tuple(fact.shape for fact in facts),
@@ -101,12 +102,17 @@ def make_fingerprint(index: DatasetIndex, facts: Sequence[CaseFacts]) -> Fingerp
         labels=dict(sorted(labels.items())),
         label_voxels=dict(sorted(voxels.items())),
         channels=tuple(_channel_stats(number, name, facts) for number, name in enumerate(names)),
-        content=content,
+        content=f"{content}-{placed}",
         label_volumes_ml={label: (min(found), max(found)) for label, found in sorted(volumes.items())},
         label_pieces=dict(sorted(pieces.items())),
         sided=find_sided([fact.label_centres_mm for fact in facts], volumes_ml),
         directed=find_directed([fact.coarse for fact in facts]),
     )
+
+
+def same_content(saved: object, content: str) -> bool:
+    """Return whether a record is of data with this `content`; records of earlier versions have its first part only."""
+    return saved in (content, content.partition("-")[0])
 
 
 def _channel_stats(number: int, name: str, facts: Sequence[CaseFacts]) -> ChannelStats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path, PurePath, PureWindowsPath
 from types import NoneType
 from typing import Any
 
-from segscse.data.dicom import is_series
-from segscse.data.io import image_stem, is_image, list_images
+from segscse.data.dicom import is_series, seems_dicom
+from segscse.data.io import image_stem, image_suffix, is_image, list_images
 from segscse.errors import InputError
 from segscse.files import read_json
 
@@ -317,7 +318,7 @@ def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]
     single: dict[str, Path] = {}
     sources = []
     for path in paths:
-        name = image_stem(path.resolve() if path.is_dir() else path)  # "." has a name, too
+        name = image_stem(os.path.abspath(path) if path.is_dir() else path)  # "." has a name, too
         if path.is_dir() and not _is_only_series(path):
             sources.append(_grouped(_images_in(path), channels))
         elif path.suffix == ".csv":
@@ -344,9 +345,9 @@ def _is_only_series(folder: Path) -> bool:
     """Return whether a folder is a DICOM series; one with other images beside it is refused."""
     if not is_series(folder):
         return False
-    if others := list_images(folder):
+    if others := [path for path in sorted(folder.iterdir()) if image_suffix(path) and not seems_dicom(path)]:
         raise InputError(
-            f"holds DICOM files and other images ({next(iter(others.values())).name}), so what to predict is not clear",
+            f"holds DICOM files and other images ({others[0].name}), so what to predict is not clear",
             file=folder,
             remedy="Give the images one by one, or move the series into a folder of its own",
         )

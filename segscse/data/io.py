@@ -228,7 +228,7 @@ def _read_nibabel(path: Path, suffix: str) -> Volume:
     zipped = suffix in (".nii.gz", ".mgz")
 
     def announced(start: bytes) -> int | None:
-        return _mgh_bytes(start) if mgh else announced_bytes(start) if _nifti_class(start, path) else None
+        return _mgh_bytes(start, path) if mgh else announced_bytes(start) if _nifti_class(start, path) else None
 
     content = read_content(path, compressed=zipped, announced=announced)
     notes: tuple[str, ...] = ()
@@ -250,14 +250,18 @@ def _read_nibabel(path: Path, suffix: str) -> Volume:
     return Volume(array, affine, image.header, path, notes)
 
 
-def _mgh_bytes(start: bytes) -> int:
-    """Return how long an MGH file is by its own header; 0 where that cannot be true."""
+def _mgh_bytes(start: bytes, path: Path) -> int:
+    """Return how long an MGH file is by its own header.
+
+    Raises:
+        InputError: the header cannot be understood.
+    """
     try:
         header = MGHHeader(start, check=False)
         voxels = int(np.prod([*map(int, header.get_data_shape())], dtype=object))
         return int(header.get_data_offset()) + max(voxels, 0) * int(header.get_data_dtype().itemsize)
-    except UNREADABLE:
-        return 0
+    except UNREADABLE as error:
+        raise InputError("is no MGH image that can be read", file=path, remedy="Export it again") from error
 
 
 def _nifti_class(content: bytes, path: Path) -> Any:

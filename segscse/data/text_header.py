@@ -39,7 +39,6 @@ NRRD_TYPES = {
 NRRD_SPACES = {"left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las"}
 NRRD_GEOMETRY = ("space", "space dimension", "space directions", "space origin", "space units")
 NRRD_AXES = ("spacings", "axis mins", "axismins", "axis maxs", "axismaxs", "centers", "centerings")
-NO_AXIS = ("nan", "none", "???")
 META_GEOMETRY = (
     *("TransformMatrix", "Rotation", "Orientation", "Offset", "Position", "Origin"),
     *("CenterOfRotation", "AnatomicalOrientation", "ElementSpacing"),
@@ -101,11 +100,12 @@ def write_nrrd(path: str | Path, array: np.ndarray, geometry: Mapping[str, str])
     if "space directions" in fields:
         axes = re.findall(r"\([^)]*\)", fields["space directions"])  # without the `none` of a channel axis
         fields["space directions"] = " ".join(axes)
-    else:  # without the entry of a channel axis
-        of_axes = {name: geometry[name].split() for name in NRRD_AXES if name in geometry}
-        fields |= {
-            name: " ".join(item for item in items if item.lower() not in NO_AXIS) for name, items in of_axes.items()
-        }
+    else:
+        for name in (name for name in NRRD_AXES if name in geometry):
+            items = geometry[name].split()
+            if len(items) == 4:
+                del items[_channel_axis(geometry)]
+            fields[name] = " ".join(items)
     kind = next(name for name, code in NRRD_TYPES.items() if code == array.dtype.str[1:])
     lines = ["NRRD0004", f"type: {kind}", "dimension: 3", f"sizes: {' '.join(map(str, array.shape))}"]
     lines += [f"{name}: {value}" for name, value in fields.items()]
@@ -114,6 +114,13 @@ def write_nrrd(path: str | Path, array: np.ndarray, geometry: Mapping[str, str])
     voxels = packer.compress(_little(array)) + packer.flush()
     with atomic_path(path) as temporary:
         temporary.write_bytes("\n".join(lines).encode() + b"\n\n" + voxels)
+
+
+def _channel_axis(geometry: Mapping[str, str]) -> int:
+    """Return which of the four axes of an NRRD its channels are: the one that is no axis of space, or has no size."""
+    kinds, spacings = (geometry.get(name, "").lower().split() for name in ("kinds", "spacings"))
+    found = [axis for axis, kind in enumerate(kinds) if kind not in ("domain", "space")]
+    return (found or [axis for axis, size in enumerate(spacings) if size == "nan"] or [0])[0]
 
 
 def write_meta(path: str | Path, array: np.ndarray, geometry: Mapping[str, str]) -> None:

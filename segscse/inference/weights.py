@@ -54,6 +54,8 @@ def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
     """Return a SHA-256 over names, kinds and numbers of weights."""
     total = hashlib.sha256()
     for name, value in weights.items():
+        if not isinstance(value, torch.Tensor):  # a module's extra state may be anything
+            continue
         total.update(f"{name}: {_kind(value)}\n".encode())
         total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from segscse.kernels.once import first_derivative_only
 from segscse.kernels.parts import watched
@@ -79,7 +78,6 @@ def _slow(layer: nn.Conv3d | nn.ConvTranspose3d, x: Tensor) -> bool:
         and layer.padding_mode == "zeros"
         and isinstance(layer.padding, tuple)
         and not watched(layer)
-        and _get_current_dispatch_mode() is None  # such as torch's counter of operations, which does not know oneDNN's
     )
 
 

@@ -55,7 +55,8 @@ class AveragedWeights(WeightAveraging):
         def update(averaged: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
             pairs = list(zip(averaged, current, strict=True))
             numbers = [pair for pair in pairs if pair[0].is_floating_point()]
-            torch._foreach_lerp_([old for old, _ in numbers], [new for _, new in numbers], share(int(n)))
+            if numbers:  # torch calls this for each type of number by itself
+                torch._foreach_lerp_([old for old, _ in numbers], [new for _, new in numbers], share(int(n)))
             for old, new in pairs:
                 if not old.is_floating_point():  # a count of batches, which has no average
                     old.copy_(new)

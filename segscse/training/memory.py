@@ -8,6 +8,7 @@ shapes. `tests/benchmarks/bench_training_memory.py` holds the sum against the pe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from segscse.data.plan import Plan, make_plan
 from segscse.data.prepare import PlannedDataset
 from segscse.data.sampling import cut_size
 from segscse.data.split import Split
+from segscse.data.store import CaseStore
 from segscse.hardware import autocast
 from segscse.inference.sliding_window import plan_sweep
 from segscse.kernels.parts import counting
@@ -250,8 +252,9 @@ def require_room(
         return smaller_settings(planned, split, config, kept, n_weights, room)
 
     disk = run_disk_bytes(planned, split, config, n_weights)
-    cached = _bytes_in(cache or folder / "cache")
-    there = _bytes_in(folder) - (cached if cache is None else 0)
+    store = CaseStore(planned.index.cases, planned.plan, cache or folder / "cache", 0.0)
+    cached = sum(_bytes_in(store.folder / store.key(case)) for case in planned.index.cases)
+    there = _bytes_in(folder) - (cached if store.folder.is_relative_to(folder) else 0)
     least = max(0, int(LEAST_CONTENT * disk.cases) - cached) + runs * disk.checkpoints - there
     likely = max(0, disk.cases - cached) + runs * disk.rest - there
     warnings = (
@@ -262,7 +265,11 @@ def require_room(
 
 
 def _bytes_in(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):  # another process has renamed it
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def smaller_settings(

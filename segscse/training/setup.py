@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from segscse.config import ExperimentConfig, TrainConfig, load_config
+from segscse.data.fingerprint import same_content
 from segscse.data.plan import context_note, load_plan
 from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import Split, make_split
@@ -243,8 +244,9 @@ def _refuse_other_data(setup: RunSetup) -> None:
     saved = read_json(setup.folder / "run.json")
     if not isinstance(saved, dict):
         raise InputError("is no record of a run", file=setup.folder / "run.json", remedy="Start it without --resume")
-    names = ("fingerprint", "fold", "training_cases", "validation_cases")
-    other = [name for name in names if saved.get(name) != setup.record[name]]
+    other = [] if same_content(saved.get("fingerprint"), setup.record["fingerprint"]) else ["data set"]
+    names = ("fold", "training_cases", "validation_cases")
+    other += [name for name in names if saved.get(name) != setup.record[name]]
     plan, planned = (replace(each, reasons=()) for each in (load_plan(setup.folder / "plan.json"), setup.planned.plan))
     if not other and plan.version != planned.version:
         raise InputError(

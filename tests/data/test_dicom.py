@@ -216,6 +216,18 @@ class TestFolders:
         monkeypatch.chdir(_series(tmp_path / "a"))
         assert list(find_inputs([Path(".")], 1)) == ["a"]
 
+    def test_links_to_two_folders_of_one_name_are_two_cases(self, tmp_path):
+        for name in ("p1", "p2"):
+            (tmp_path / name).symlink_to(_series(tmp_path / "pacs" / name / "DICOM"))
+        assert list(find_inputs([tmp_path / "p1", tmp_path / "p2"], 1)) == ["p1", "p2"]
+
+    def test_slices_may_be_named_img_and_have_folders_beside_them(self, tmp_path):
+        folder = _series(tmp_path / "in")
+        for path in sorted(folder.iterdir()):
+            path.rename(path.with_suffix(".img"))
+        _series(folder / "more")
+        assert list(find_inputs([folder], 1)) == ["in"]
+
     def test_one_with_other_images_beside_it_is_refused(self, tmp_path, make_volume):
         make_volume(_series(tmp_path / "in") / "scan.nii.gz", np.ones((4, 4, 4), np.float32))
         with pytest.raises(InputError, match=r"in: holds DICOM files and other images \(scan\.nii\.gz\)"):

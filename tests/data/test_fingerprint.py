@@ -6,7 +6,7 @@ from volumes import TINY_SHAPE, tiny_case
 
 from segscse.data import fingerprint as fingerprint_module
 from segscse.data.examine import CaseFacts, examine_dataset
-from segscse.data.fingerprint import make_fingerprint
+from segscse.data.fingerprint import make_fingerprint, same_content
 from segscse.data.index import DatasetIndex, open_dataset
 
 
@@ -93,6 +93,15 @@ def test_the_digest_changes_with_voxels_labels_names_and_places(tmp_path, change
     first = make_fingerprint(_index(tmp_path), [_fact(**fields)])
     assert make_fingerprint(_index(tmp_path), [_fact(**fields)]).content == first.content
     assert make_fingerprint(_index(tmp_path), [_fact(**{**fields, **change})]).content != first.content
+
+
+def test_records_of_versions_that_knew_no_places_are_of_the_same_content(tmp_path):
+    here, there = (make_fingerprint(_index(tmp_path), [_fact("a", [[1]], {1: 1}, placed=place)]) for place in "xy")
+    earlier = here.content.split("-")[0]
+    assert same_content(here.content, here.content)
+    assert same_content(earlier, here.content)
+    assert not same_content(there.content, here.content)
+    assert not same_content(None, here.content)
 
 
 def test_intensities_are_of_cases_with_foreground_where_there_are_any(tmp_path):

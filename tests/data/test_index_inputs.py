@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from segscse.data.dicom import is_series
 from segscse.data.index import find_inputs
+from segscse.data.io import list_images
 from segscse.errors import InputError
 
 
@@ -98,7 +98,12 @@ def test_a_folder_that_cannot_be_read_is_named(fill, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(Path, "iterdir", refused)
-    with pytest.raises(InputError, match=r"scans: cannot be read \(Permission denied\)"):
-        find_inputs([root / "scans"], 1)
-    assert list(find_inputs([root / "other"], 1)) == ["b"]
-    assert not is_series(root / "scans")
+    for ask in (list_images, lambda folder: find_inputs([folder], 1), lambda folder: list_images(folder.parent)):
+        with pytest.raises(InputError, match=r"scans: cannot be read \(Permission denied\)"):
+            ask(root / "scans")
+
+
+def test_a_linked_folder_has_the_links_name(fill):
+    root = fill("store/a.nii")
+    (root / "link").symlink_to(root / "store")
+    assert list(find_inputs([root / "link" / "a.nii"], 1)) == ["a"]

@@ -114,9 +114,19 @@ def test_the_space_of_an_nrrd_and_the_missing_axis_of_its_channels_are_kept(tmp_
     assert read_image(tmp_path / "b.nrrd").affine.tobytes() == scan.affine.tobytes()
 
 
-@pytest.mark.parametrize("more", ["", "axis mins: 10 20 30\n", "axis mins: 10 20 30\ncenters: cell cell cell\n"])
-def test_an_nrrd_without_a_space_is_noted_and_keeps_its_spacings_and_place(tmp_path, more):
-    text = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 5 6 7\nspacings: 0.5 0.6 2\n{more}encoding: raw\n\n"
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "spacings: 0.5 0.6 2\n",
+        "spacings: 0.5 0.6 2\naxis mins: 10 20 30\n",
+        "spacings: 0.5 0.6 2\naxis mins: 10 20 30\ncenters: cell cell cell\n",
+        "spacings: 0.5 0.6 2\ncenters: cell ??? ???\n",
+        "spacings: 0.5 0.6 2\naxis mins: nan nan nan\n",
+        "spacings: 0.5 0.6 nan\n",
+    ],
+)
+def test_an_nrrd_without_a_space_is_noted_and_keeps_its_spacings_and_place(tmp_path, fields):
+    text = f"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 5 6 7\n{fields}encoding: raw\n\n"
     (tmp_path / "a.nrrd").write_bytes(text.encode() + LABELS.tobytes(order="F"))
     scan = read_image(tmp_path / "a.nrrd")
     assert scan.notes == ("the header names no anatomical space, so the orientation is a guess",)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from segscse.attention import build_attention
 from segscse.attention.squeeze import ChannelSE, ChannelSpatialSE
@@ -143,20 +142,3 @@ def test_a_layer_for_other_channels_is_refused(layer):
 def test_a_block_for_other_channels_is_refused(name):
     with pytest.raises(InputError, match=r"takes 8 channels, got \(2, 6, 4, 5, 6\)"):
         build_attention(name, 8, spatial_dims=3)(torch.randn(2, 6, 4, 5, 6))
-
-
-def test_one_voxel_has_no_moments():
-    for x in (torch.randn(2, 4, 1, 1), channels_last(torch.randn(2, 4, 1, 1))):
-        with pytest.raises(ValueError, match="more than 1 spatial element"):
-            InstanceNorm(4)(x)
-
-
-def test_torch_counts_the_operations_of_a_batch_of_one():
-    network = UNet(3, 1, 2, features=(8, 8), attention="none").eval()
-
-    def operations(batch):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(channels_last(torch.randn(batch, 1, 8, 8, 8)))
-        return counter.get_total_flops()
-
-    assert 2 * operations(1) == operations(2)

@@ -83,6 +83,19 @@ def test_the_moving_average_equals_a_slow_loop(tmp_path):
     torch.testing.assert_close(float(ema.network_state()["weight"]), average, rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_no_fraction_is_counted_and_not_averaged():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+    update = AveragedWeights(lambda n: 0.25)._kwargs["multi_avg_fn"]
+    average = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    average.update_parameters(network)
+    before = average.module[1].running_mean.clone()
+    network(torch.randn(2, 1, 4, 4))
+    average.update_parameters(network)
+    assert average.module[1].num_batches_tracked == 1
+    expected = before.lerp(network[1].running_mean, 0.25)
+    torch.testing.assert_close(average.module[1].running_mean, expected)
+
+
 def test_after_training_the_module_keeps_its_own_weights(tmp_path):
     module, weights = _fit(AveragedWeights(partial(ema_share, decay=0.9)), 6, tmp_path)
     assert float(module.network.weight.detach()) == weights[-1]

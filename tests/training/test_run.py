@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -120,8 +121,23 @@ class TestRefusals:
 
     def test_other_data_on_resume(self, trained, tmp_path):
         other = write_dataset(tmp_path / "other", cases=5)
-        with pytest.raises(InputError, match="was started with another fingerprint"):
+        with pytest.raises(InputError, match="was started with another data set"):
             train_run(other, trained.folder, ExperimentConfig(), resume=True)
+
+    def test_labels_in_other_places_on_resume(self, dataset, trained, tmp_path):
+        other = shutil.copytree(dataset, tmp_path / "other")
+        path = other / "labelsTr" / "case_0.nii.gz"
+        label = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[::-1], label.affine), path)
+        with pytest.raises(InputError, match="was started with another data set"):
+            train_run(other, trained.folder, ExperimentConfig(), resume=True)
+
+    def test_a_record_of_a_version_that_noted_no_places_is_of_the_same_data(self, dataset, trained, tmp_path):
+        folder = shutil.copytree(trained.folder, tmp_path / "run")
+        record = read_json(folder / "run.json")
+        earlier = {"fingerprint": record["fingerprint"].split("-")[0]}
+        (folder / "run.json").write_text(json.dumps(record | earlier))
+        assert train_run(dataset, folder, ExperimentConfig(), resume=True).steps == trained.steps
 
     def test_another_fold_on_resume(self, dataset, trained):
         with pytest.raises(InputError, match="was started with another fold"):

@@ -208,7 +208,8 @@ class TestRequireRoom:
         monkeypatch.setattr(limits, "disk_at", lambda path: Disk(tmp_path, 10**9 + 1, True))
         assert self._room(trained, tmp_path / "cv" / "fold0", cache=tmp_path / "cv" / "cache", runs=5) == []
         monkeypatch.setattr(limits, "disk_at", lambda path: Disk(tmp_path, 1, True))
-        monkeypatch.setattr(memory, "_bytes_in", lambda folder: 10**9 if folder.name == "cache" else 0)
+        n_cases = len(trained.planned.index.cases)
+        monkeypatch.setattr(memory, "_bytes_in", lambda folder: 10**9 / n_cases if folder.parent.name == "cache" else 0)
         assert self._room(trained, tmp_path / "cv" / "fold1", cache=tmp_path / "cv" / "cache", runs=4) == []
 
     def test_a_file_in_place_of_the_folder_is_refused(self, trained, tmp_path):
