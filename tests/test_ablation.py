@@ -20,7 +20,7 @@ from segscse.nets.unet import POSITIONS
 from segscse.training.clock import RunClock
 
 STEPS = 4
-CONFIG = tiny_config(train={"max_steps": 999, "validations": 1}, data={"folds": 3})
+CONFIG = tiny_config(train={"max_steps": 999, "validations": 1}, data={"folds": 3, "cache_gb": 0.0})
 ORDER = ["none/seed0_fold0", "scse/seed0_fold0", "none/seed0_fold1", "scse/seed0_fold1"]
 
 
@@ -105,6 +105,12 @@ def test_runs_share_all_but_the_attention(study):
         blocks = [{key: value for key, value in place.items() if key != "reduction"} for place in places]
         assert blocks[0] == dict.fromkeys(POSITIONS, "none")
         assert blocks[1] == dict.fromkeys(POSITIONS, "none") | {"encoder": "scse", "decoder": "scse"}
+
+
+def test_runs_share_the_cases_that_lie_on_disk(study):
+    ablation, _ = study
+    assert len(list((ablation.folder / "cache").glob("*/label.npy"))) == 6
+    assert list(ablation.folder.glob("*/cache")) == []
 
 
 def test_the_table_says_what_the_runs_say(study):
