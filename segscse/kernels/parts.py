@@ -17,7 +17,6 @@ from segscse.nets.dims import CHANNELS_LAST
 
 MAX_CHANNELS = 1024
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _counting: ContextVar[bool] = ContextVar("counting", default=False)
 
 
@@ -57,12 +56,15 @@ def watched(*modules: nn.Module | None) -> bool:
     """Return whether a hook waits at a layer or one of its parameters, which a kernel in its place would not call."""
     if _has_any_global_hook():
         return True
-    layers = [layer for module in modules if module is not None for layer in module.modules()]
-    if any(getattr(layer, name) for layer in layers for name in HOOKS):
-        return True
-    # A channel gate's parameters would have theirs called twice: by the kernel's own backward pass, too.
-    parameters = [parameter for layer in layers for parameter in layer._parameters.values()]
-    return any(parameter is not None and parameter._backward_hooks for parameter in parameters)
+    for module in modules:
+        for layer in () if module is None else module.modules():
+            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+                return True
+            # A channel gate's parameters would have theirs called twice: by the kernel's own backward pass, too.
+            for parameter in layer._parameters.values():
+                if parameter is not None and parameter._backward_hooks:
+                    return True
+    return False
 
 
 def recalibrate(
