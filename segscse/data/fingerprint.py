@@ -116,7 +116,7 @@ def same_content(saved: object, content: str) -> bool:
 
 
 def _channel_stats(number: int, name: str, facts: Sequence[CaseFacts]) -> ChannelStats:
-    labelled = [fact for fact in facts if any(fact.label_counts.get(label) for label in fact.label_counts if label)]
+    labelled = [fact for fact in facts if any(count for label, count in fact.label_counts.items() if label)]
     pooled = np.concatenate([fact.samples[number] for fact in labelled or facts])
     pooled = pooled[:: max(1, len(pooled) // POOLED_SAMPLES)]
     low, high = np.percentile(pooled, [0.5, 99.5])
