@@ -14,7 +14,8 @@ def check(dataset: Path, *, labels: Labels = None, json: Path | None = None) -> 
 
     Args:
         dataset: Folder in the MSD or nnU-Net layout, CSV (case,image[,image2...],label[,subject]), folder with
-            images/ and labels/, or folder of images together with --labels.
+            images/ and labels/, or folder of images together with --labels. Scans are NIfTI, NRRD, MHA/MHD or MGH
+            files or folders with one DICOM series each.
         labels: Folder of label maps that pair with the images by name.
         json: Also write the findings to this file.
     """

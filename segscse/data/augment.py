@@ -54,7 +54,7 @@ def random_affine(
     """Rotate and zoom about the centre, in millimetres, and cut the patch; untouched samples are only cut."""
     rotate = _chance(config.spatial_p, draws)
     zoom = _chance(config.spatial_p, draws)
-    matrices = _rotations(spacing_mm, config.rotation_deg, draws)
+    matrices = _rotations(patch_size, spacing_mm, config.rotation_deg, draws)
     matrices[~rotate] = torch.eye(len(spacing_mm))
     factor = _uniform(*config.scale, draws)
     matrices = matrices * torch.where(zoom, 1 / factor, 1.0)[:, None, None]
@@ -107,14 +107,20 @@ def _spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.to(like.device).reshape(*values.shape, *[1] * (like.ndim - values.ndim))
 
 
-def _rotations(spacing_mm: Sequence[float], limit_deg: float, draws: Draws) -> torch.Tensor:
-    """Return `(B, D, D)` rotation matrices; no rotation mixes an axis over three times coarser with the others."""
+def _rotations(patch_size: Sequence[int], spacing_mm: Sequence[float], limit_deg: float, draws: Draws) -> torch.Tensor:
+    """Return `(B, D, D)` rotation matrices.
+
+    No rotation mixes an axis over three times coarser with the others, nor, of the rest, one along which the patch is
+    over three times shorter in mm: a patch is thin where scans are, and would be turned out of them.
+    """
     dims, size = len(spacing_mm), len(draws)
     coarse = [step > ANISOTROPY * min(spacing_mm) for step in spacing_mm]
+    extents = [0.0 if far else edge * step for far, edge, step in zip(coarse, patch_size, spacing_mm, strict=True)]
+    apart = [ANISOTROPY * extent < max(extents) for extent in extents]
     matrices = torch.eye(dims).repeat(size, 1, 1)
     for a in range(dims):
         for b in range(a + 1, dims):
-            limit = 0.0 if coarse[a] or coarse[b] else math.radians(limit_deg)
+            limit = 0.0 if apart[a] or apart[b] else math.radians(limit_deg)
             angle = _uniform(-limit, limit, draws)
             turn = torch.eye(dims).repeat(size, 1, 1)
             turn[:, a, a] = turn[:, b, b] = angle.cos()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePath, PureWindowsPath
 from types import NoneType
 from typing import Any
 
-from segscse.data.dicom import is_series, seems_dicom
-from segscse.data.io import image_stem, image_suffix, is_image, list_images
+from segscse.data.io import image_stem, image_suffix, list_images
 from segscse.errors import InputError
 from segscse.files import read_json
 
@@ -27,9 +26,8 @@ FOLDER_PAIRS = (
     ("template", "label"),
 )
 CSV_COLUMNS = ("case", "image", "label", "subject")
-GIVE_IMAGES = "Give files or folders of images"
-# Folders that an error lists by name.
-MOST_NAMED = 4
+# Files that are looked at to say why a data set is empty.
+MOST_SEEN = 1000
 BIDS_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)_")
 LABEL_SUFFIX = re.compile(r"[-_.](seg|label|labels|mask|gt|segmentation|dseg)$", re.IGNORECASE)
 
@@ -88,11 +86,21 @@ def open_dataset(path: str | Path, labels: str | Path | None = None) -> DatasetI
     else:
         index = _from_folders(path, *_find_pair(path))
     if not index.cases:
-        raise InputError("holds no labelled cases", file=path, remedy="See `segscse check --help` for the layouts")
-    _require_unique([case.id for case in index.cases], path)
+        problem = f"holds no labelled cases{_other_files(index.root)}"
+        raise InputError(problem, file=path, remedy="See `segscse check --help` for the layouts and formats")
+    require_unique([case.id for case in index.cases], path)
     for case in index.cases:
         check_name(case.id, path)
     return index
+
+
+def _other_files(root: Path) -> str:
+    """Say how most files end where none of them is an image."""
+    files = [path for path in islice(root.rglob("*"), MOST_SEEN) if path.is_file() and path.name != "dataset.json"]
+    if not files or any(image_suffix(path) for path in files):
+        return ""
+    ((suffix, _),) = Counter(path.suffix for path in files).most_common(1)
+    return f"; most of its files end in {suffix}, which is not read" if suffix else ""
 
 
 def subject_of(case: str) -> str:
@@ -117,7 +125,12 @@ def check_name(name: str, file: Path) -> None:
         )
 
 
-def _require_unique(names: Sequence[str], file: Path) -> None:
+def require_unique(names: Sequence[str], file: Path) -> None:
+    """Refuse case ids that occur more than once.
+
+    Raises:
+        InputError: some do; the first five are named.
+    """
     duplicates = [name for name, count in Counter(names).items() if count > 1]
     if duplicates:
         raise InputError(
@@ -138,7 +151,10 @@ def _from_json(root: Path) -> DatasetIndex:
         cases, problems = _msd_cases(root, description["training"], file)
         return DatasetIndex(root, "msd", cases, labels, channels, problems)
     channels = _channel_names(description, "channel_names", file)
-    cases, problems = _nnunet_cases(root, len(channels))
+    if "dataset" in description:
+        cases, problems = _nnunet_listed(root, description["dataset"], file)
+    else:
+        cases, problems = _nnunet_cases(root, len(channels))
     return DatasetIndex(root, "nnunet", cases, labels, channels, problems)
 
 
@@ -188,7 +204,9 @@ def _inside(root: Path, item: Any, file: Path) -> Path:
     # A share of another machine, or another drive, is refused by its name: on Windows to look at it means to log in.
     if PureWindowsPath(item).drive or not path.resolve().is_relative_to(root.resolve()):
         raise InputError(
-            f"names a file outside the data set: {item!r}", file=file, remedy="Use paths below dataset.json"
+            f"names a file outside the data set: {item!r}",
+            file=file,
+            remedy="Use paths below dataset.json, or a CSV",
         )
     return path
 
@@ -208,11 +226,30 @@ def _msd_cases(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], 
         case = Case(name, (image,), label, subject_of(name) if subject in (None, "") else str(subject))
         cases.append(case)
         problems += [(case.id, str(p), "is listed but missing") for p in (image, label) if not p.exists()]
+    return tuple(sorted(cases, key=lambda case: case.id)), (*problems, *_unlisted(root, cases))
+
+
+def _unlisted(root: Path, cases: Sequence[Case]) -> list[tuple[str, str, str]]:
+    """Return a problem for each image in imagesTr that no case has."""
     listed = {path.resolve() for case in cases for path in case.images}
-    for path in list_images(root / "imagesTr").values() if (root / "imagesTr").is_dir() else ():
-        if path.resolve() not in listed:
-            problems.append((image_stem(path), str(path), "lies in imagesTr but dataset.json does not list it"))
-    return tuple(sorted(cases, key=lambda case: case.id)), tuple(problems)
+    paths = list_images(root / "imagesTr").values() if (root / "imagesTr").is_dir() else ()
+    problem = "lies in imagesTr but dataset.json does not list it"
+    return [(image_stem(path), str(path), problem) for path in paths if path.resolve() not in listed]
+
+
+def _nnunet_listed(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:
+    """Read the cases that an nnU-Net v2 description lists with their paths instead of leaving them to the names."""
+    if not isinstance(entries, dict):
+        raise InputError("'dataset' must map case ids to files", file=file, remedy="Give {case: {images, label}}")
+    cases, problems = [], []
+    for name, entry in entries.items():
+        images = entry.get("images") if isinstance(entry, dict) else None
+        if not images or not isinstance(images, list) or "label" not in entry:
+            raise InputError(f"case {name!r} needs a list 'images' and a 'label', got {entry!r}", file=file)
+        files = [_inside(root, item, file) for item in (*images, entry["label"])]
+        problems += [(name, str(path), "is listed but missing") for path in files if not path.exists()]
+        cases.append(Case(name, tuple(files[:-1]), files[-1], subject_of(name)))
+    return tuple(sorted(cases, key=lambda case: case.id)), (*problems, *_unlisted(root, cases))
 
 
 def _nnunet_cases(root: Path, channels: int) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:
@@ -233,7 +270,7 @@ def _nnunet_cases(root: Path, channels: int) -> tuple[tuple[Case, ...], tuple[tu
     return tuple(cases), tuple(problems)
 
 
-def _csv_rows(path: Path, *, labelled: bool) -> tuple[list[dict[str, str]], list[str]]:
+def csv_rows(path: Path, *, labelled: bool) -> tuple[list[dict[str, str]], list[str]]:
     """Return the lines of a CSV of cases and the names of its image columns, in the header's order."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -265,11 +302,13 @@ def _csv_rows(path: Path, *, labelled: bool) -> tuple[list[dict[str, str]], list
 
 
 def _from_csv(path: Path) -> DatasetIndex:
-    rows, image_columns = _csv_rows(path, labelled=True)
+    rows, image_columns = csv_rows(path, labelled=True)
     cases, problems = [], []
     for line, row in enumerate(rows, start=2):
         files = [path.parent / row[name] for name in (*image_columns, "label")]
-        case = Case(row["case"], tuple(files[:-1]), files[-1], row.get("subject") or subject_of(row["case"]))
+        names = (row["case"], image_stem(files[0]))  # ids of one's own may stand over files with BIDS names
+        subject = row.get("subject") or next((subject_of(n) for n in names if subject_of(n) != n), row["case"])
+        case = Case(row["case"], tuple(files[:-1]), files[-1], subject)
         cases.append(case)
         problems += [(case.id, str(p), f"is listed in line {line} but missing") for p in files if not p.exists()]
     return DatasetIndex(path.parent, "csv", tuple(sorted(cases, key=lambda c: c.id)), {}, (), tuple(problems))
@@ -303,88 +342,3 @@ def _from_folders(root: Path, images_folder: Path, labels_folder: Path) -> Datas
         if path not in used:
             problems.append((stem, str(path), f"has no image of that name in {images_folder}"))
     return DatasetIndex(root, "folders", tuple(cases), {}, (), tuple(problems))
-
-
-def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]:
-    """Return the cases to predict, name to channel files, from image files, folders and CSV files.
-
-    Where the files of a folder, or all files given singly, end in four digits, `_0000` among them, these number the
-    channels of a case. A CSV has the columns `case,image[,image2...]`; others are left aside.
-
-    Raises:
-        InputError: nothing found, a case that occurs twice, or one without all its channels.
-    """
-    cases: dict[str, tuple[Path, ...]] = {}
-    single: dict[str, Path] = {}
-    sources = []
-    for path in paths:
-        name = image_stem(os.path.abspath(path) if path.is_dir() else path)  # "." has a name, too
-        if path.is_dir() and not _is_only_series(path):
-            sources.append(_grouped(_images_in(path), channels))
-        elif path.suffix == ".csv":
-            sources.append(_csv_inputs(path))
-        elif single.setdefault(name, path) != path:
-            raise InputError(f"two inputs are named {name!r}", file=path, remedy="Predict them separately")
-    sources.append(_grouped(single, channels))
-    for found in sources:
-        for name, files in found.items():
-            check_name(name, files[0])
-            if name in cases:
-                raise InputError(f"two inputs are named {name!r}", file=files[0], remedy="Predict them separately")
-            cases[name] = files
-    # What a folder lists fails by itself; what is named on the command line may be a slip of the pen.
-    missing = [path for path in single.values() if not is_image(path)]
-    if missing:
-        raise InputError("is no image file", file=missing[0], remedy="Check the path")
-    if not cases:
-        raise InputError("no images found", file=paths[0] if paths else None, remedy=GIVE_IMAGES)
-    return cases
-
-
-def _is_only_series(folder: Path) -> bool:
-    """Return whether a folder is a DICOM series; one with other images beside it is refused."""
-    if not is_series(folder):
-        return False
-    if others := [path for path in sorted(folder.iterdir()) if image_suffix(path) and not seems_dicom(path)]:
-        raise InputError(
-            f"holds DICOM files and other images ({others[0].name}), so what to predict is not clear",
-            file=folder,
-            remedy="Give the images one by one, or move the series into a folder of its own",
-        )
-    return True
-
-
-def _images_in(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder; where only folders in it have some, as in a data set's, the error names them."""
-    if images := list_images(folder):
-        return images
-    within = [path.name for path in sorted(folder.iterdir()) if any(map(is_image, path.glob("*")))]
-    more = ", ..." if len(within) > MOST_NAMED else ""
-    which = f"; there are some in {', '.join(within[:MOST_NAMED])}{more}" if within else ""
-    raise InputError(f"no images found{which}", file=folder, remedy=GIVE_IMAGES)
-
-
-def _csv_inputs(path: Path) -> dict[str, tuple[Path, ...]]:
-    rows, image_columns = _csv_rows(path, labelled=False)
-    _require_unique([row["case"] for row in rows], path)
-    return {row["case"]: tuple(path.parent / row[name] for name in image_columns) for row in rows}
-
-
-def _grouped(images: dict[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
-    numbered = {stem: re.fullmatch(r"(.+)_(\d{4})", stem) for stem in images}
-    groups: dict[str, dict[int, Path]] = {}
-    for stem, match in numbered.items():
-        if match is None:
-            return {stem: (path,) for stem, path in images.items()}
-        groups.setdefault(match[1], {})[int(match[2])] = images[stem]
-    if not any(0 in files for files in groups.values()):  # a case number, not a channel's
-        return {stem: (path,) for stem, path in images.items()}
-    for name, files in groups.items():
-        if sorted(files) not in ([0], list(range(channels))):
-            raise InputError(
-                f"case {name!r} has the channel files {sorted(files)}, the model takes {list(range(channels))}",
-                file=next(iter(files.values())),
-                remedy="Add the missing channel or remove the others; where the numbers are those of cases, name them "
-                "in a CSV (case,image)",
-            )
-    return {name: tuple(files[channel] for channel in sorted(files)) for name, files in groups.items()}

@@ -170,11 +170,12 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
     dims = config.model.spatial_dims
     reasons: list[str] = []
     spacing = config.data.spacing_mm or _target_spacing(fingerprint, reasons)
-    slice_axis = coarsest_axis(spacing) if dims == 2 else None
-    axes = [axis for axis in range(3) if axis != slice_axis]
     shape = _median_shape(fingerprint, spacing)
+    slice_axis = coarsest_axis(spacing, shape) if dims == 2 else None
+    axes = [axis for axis in range(3) if axis != slice_axis]
     limit = config.data.max_patch_voxels if dims == 3 else MAX_SLICE_EDGE**2
     patch, strides, kernels = plan_topology([shape[a] for a in axes], [spacing[a] for a in axes], limit)
+    wide = [axis for axis, size in zip(axes, patch, strict=True) if size > 1]
     batch = config.data.batch_size or _batch_size(patch, dims)
     masked = _content_share(fingerprint) < MASKED_BELOW
     reasons.append(f"median shape at this spacing is {shape}; the patch covers {patch} of axes {axes}")
@@ -190,7 +191,7 @@ def make_plan(fingerprint: Fingerprint, config: ExperimentConfig, dataset: str) 
         channels=tuple(channel.name for channel in fingerprint.channels),
         normalisation=tuple(_normalisation(channel, config, masked, reasons) for channel in fingerprint.channels),
         labels=tuple(fingerprint.labels.items()),
-        mirror_axes=_mirror_axes(fingerprint, axes, config.augment.mirror, reasons),
+        mirror_axes=_mirror_axes(fingerprint, wide, config.augment.mirror, reasons),
         reasons=tuple(reasons),
     )
     note = context_note(plan, fingerprint)
@@ -251,9 +252,12 @@ def _content_share(fingerprint: Fingerprint) -> float:
     return float(np.median([np.prod(content) / np.prod(shape) for content, shape in pairs]))
 
 
-def coarsest_axis(spacing_mm: Sequence[float]) -> int:
-    """Return the axis along which slices lie; the last one (superior-inferior, axial slices) among equals."""
-    return max(range(3), key=lambda axis: (round(spacing_mm[axis], 3), axis))
+def coarsest_axis(spacing_mm: Sequence[float], shape: Sequence[int]) -> int:
+    """Return the axis along which slices lie; the last one (superior-inferior, axial slices) among equals.
+
+    Images that are a single slice lie across the axis of one voxel, whatever size their files give it.
+    """
+    return max(range(3), key=lambda axis: (shape[axis] == 1, round(spacing_mm[axis], 3), axis))
 
 
 def plan_topology(
@@ -262,9 +266,9 @@ def plan_topology(
     """Return patch size, strides and kernel sizes for a median shape.
 
     An axis is halved while its edge stays at least 4 and its spacing is within a factor of two of the
-    finest; kernels are 1 across an axis whose spacing is still more than twice the finest.
-    The patch is the median shape, shrunk with its proportions (in mm) kept until it has at most
-    `max_voxels`, and rounded so that every halving divides it.
+    finest; kernels are 1 across an axis of one voxel, and across one whose spacing is still more than twice the
+    finest. The patch is the median shape, its longest axis in mm shrunk until it has at most `max_voxels`, and rounded
+    so that every halving divides it.
     """
     patch = _shrink(np.array(shape, float), np.array(spacing_mm, float), max_voxels)
     for _ in range(20):
@@ -291,7 +295,7 @@ def _shrink(shape: np.ndarray, spacing: np.ndarray, max_voxels: int) -> np.ndarr
 def _pooling(patch: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, ...], ...], ...]:
     edges, sizes = patch.astype(float), spacing.copy()
     strides = [(1,) * len(edges)]
-    kernels = [_kernel(sizes)]
+    kernels = [_kernel(edges, sizes)]
     while len(strides) < MAX_STAGES:
         halve = (edges >= 2 * MIN_EDGE) & (sizes <= 2 * sizes[edges >= 2 * MIN_EDGE].min(initial=np.inf))
         if not halve.any():
@@ -299,12 +303,14 @@ def _pooling(patch: np.ndarray, spacing: np.ndarray) -> tuple[tuple[tuple[int, .
         stride = tuple(2 if axis else 1 for axis in halve)
         edges, sizes = np.ceil(edges / stride), sizes * stride
         strides.append(stride)
-        kernels.append(_kernel(sizes))
+        # An axis too short to be halved stays fine; the others go on being looked across all the same.
+        kernels.append(tuple(map(max, kernels[-1], _kernel(edges, sizes))))
     return tuple(strides), tuple(kernels)
 
 
-def _kernel(sizes: np.ndarray) -> tuple[int, ...]:
-    return tuple(3 if size <= 2 * sizes.min() else 1 for size in sizes)
+def _kernel(edges: np.ndarray, sizes: np.ndarray) -> tuple[int, ...]:
+    finest = sizes[edges > 1].min(initial=np.inf)
+    return tuple(3 if edge > 1 and size <= 2 * finest else 1 for edge, size in zip(edges, sizes, strict=True))
 
 
 def _batch_size(patch: Sequence[int], dims: int) -> int:

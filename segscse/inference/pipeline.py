@@ -19,7 +19,7 @@ import numpy as np
 
 from segscse import __version__
 from segscse.config import one_line
-from segscse.data.index import find_inputs
+from segscse.data.inputs import find_inputs
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.notes import case_note, same_but_case

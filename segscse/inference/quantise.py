@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segscse.data.index import find_inputs
+from segscse.data.inputs import find_inputs
 from segscse.data.network_grid import prepare_files
 from segscse.data.plan import Plan
 from segscse.errors import InputError

@@ -59,5 +59,5 @@ def _spec(position: str, config: AttentionConfig, plan: Plan | None = None) -> t
     if config.reduction is not None and "reduction" in known:
         options.setdefault("reduction", config.reduction)
     if plan is not None and plan.slice_axis is None and "axis" in known:
-        options.setdefault("axis", coarsest_axis(plan.spacing_mm))
+        options.setdefault("axis", coarsest_axis(plan.spacing_mm, plan.patch_size))
     return name, options

@@ -29,4 +29,7 @@ class InstanceNorm(nn.Module):
         """Normalise each sample and channel over space: `(B, C, *S)` to the same shape."""
         if runs_here(x):
             return recalibrate(x, norm=(self.weight, self.bias, self.eps))
-        return torch.nn.functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        # torch.nn.functional's refuses maps of one voxel, which deep stages of small patches have
+        return torch.instance_norm(
+            x, self.weight, self.bias, None, None, True, 0.0, self.eps, torch.backends.cudnn.enabled
+        )

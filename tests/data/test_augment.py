@@ -176,25 +176,34 @@ class TestAffine:
         assert out.sum().item() == pytest.approx(edge**2, rel=0.1)
 
     def test_rotations_are_rotations_within_the_limit(self):
-        matrices = augment._rotations((1.0, 1.0), 30.0, _draws(200))
+        matrices = augment._rotations((8, 8), (1.0, 1.0), 30.0, _draws(200))
         np.testing.assert_allclose(matrices @ matrices.mT, np.eye(2)[None].repeat(200, 0), atol=1e-5)
         angles = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]))
         assert -30.0 <= angles.min() < -25.0
         assert 25.0 < angles.max() <= 30.0
-        solid = augment._rotations((1.0, 1.0, 2.9), 30.0, _draws(50))
+        solid = augment._rotations((8, 8, 8), (1.0, 1.0, 2.9), 30.0, _draws(50))
         np.testing.assert_allclose(torch.linalg.det(solid), 1.0, atol=1e-5)
         assert (solid[:, 2, :2].abs() > 1e-3).any()
 
-    @pytest.mark.parametrize("coarse", [0, 1, 2])
-    def test_an_axis_over_three_times_coarser_is_never_mixed_with_the_others(self, coarse):
-        spacing = [1.0, 1.0, 1.0]
-        spacing[coarse] = 3.5
-        matrices = augment._rotations(spacing, 30.0, _draws(50))
-        expected = torch.eye(3)[coarse].expand(50, 3)
-        assert torch.equal(matrices[:, coarse], expected)
-        assert torch.equal(matrices[:, :, coarse], expected)
-        others = [axis for axis in range(3) if axis != coarse]
+    @pytest.mark.parametrize("apart", [0, 1, 2])
+    @pytest.mark.parametrize(("edge", "step"), [(24, 3.5), (7, 1.0), (3, 2.0), (1, 1.0)])
+    def test_an_axis_over_three_times_coarser_or_shorter_is_never_mixed_with_the_others(self, apart, edge, step):
+        spacing, patch = [1.0, 1.0, 1.0], [24, 24, 24]
+        spacing[apart], patch[apart] = step, edge
+        matrices = augment._rotations(patch, spacing, 30.0, _draws(50))
+        expected = torch.eye(3)[apart].expand(50, 3)
+        assert torch.equal(matrices[:, apart], expected)
+        assert torch.equal(matrices[:, :, apart], expected)
+        others = [axis for axis in range(3) if axis != apart]
         assert (matrices[:, others[0], others[1]].abs() > 1e-3).any()
+
+    @pytest.mark.parametrize("shape", [(24, 24, 1), (30, 30, 9)])
+    def test_a_thin_volume_is_not_turned_out_of_itself(self, shape):
+        config = AugmentConfig(scale=(1.0, 1.0), spatial_p=1.0)
+        image, label = torch.ones(4, 1, *shape), torch.ones(4, *shape, dtype=torch.uint8)
+        patch = (16, 16, shape[2])
+        _, label = random_affine(image, label, patch, (1.0, 1.0, 0.5), config, _draws(4))
+        assert label.float().mean() > 0.99
 
     def test_beyond_the_image_there_is_background(self):
         image, label = torch.ones(1, 1, 8, 8), torch.ones(1, 8, 8, dtype=torch.uint8)

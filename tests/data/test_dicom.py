@@ -9,7 +9,8 @@ import SimpleITK as sitk  # noqa: N813, the field's idiom
 from segscse.cli import run
 from segscse.data.dicom import is_series, peek_series
 from segscse.data.dicom_seg import _segment_numbers
-from segscse.data.index import find_inputs, open_dataset
+from segscse.data.index import open_dataset
+from segscse.data.inputs import find_inputs
 from segscse.data.io import list_images, read_image, write_image
 from segscse.data.output import output_suffix, write_labels
 from segscse.errors import InputError

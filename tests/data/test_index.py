@@ -189,6 +189,44 @@ class TestNnunet:
             ("b", "b_0001.nii.gz", "is none of the 1 channels that are declared"),
         ]
 
+    def test_cases_may_be_listed_with_their_paths(self, nnunet):
+        fill_in = {"images": ["imagesTr/b_0001.nii.gz", "imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}
+        _describe(nnunet, dataset={"z": fill_in, "sub-1_y": {**fill_in, "images": ["imagesTr/none.nii.gz"]}})
+        index = open_dataset(nnunet)
+        assert (index.layout, index.channels) == ("nnunet", ("T1", "T2"))
+        assert [(case.id, case.subject) for case in index.cases] == [("sub-1_y", "sub-1"), ("z", "z")]
+        assert [path.name for path in index.cases[1].images] == ["b_0001.nii.gz", "a_0000.nii.gz"]
+        assert index.cases[1].label == nnunet / "labelsTr" / "a.nii.gz"
+        assert [(case, problem) for case, _, problem in index.problems] == [
+            ("sub-1_y", "is listed but missing"),
+            ("a_0001", "lies in imagesTr but dataset.json does not list it"),
+            ("b_0000", "lies in imagesTr but dataset.json does not list it"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("dataset", "problem"),
+        [
+            ([], "'dataset' must map case ids to files"),
+            ({"a": {"images": "imagesTr/a_0000.nii.gz", "label": "l.nii"}}, "case 'a' needs a list 'images' and"),
+            ({"a": {"images": ["imagesTr/a_0000.nii.gz"]}}, "case 'a' needs a list 'images' and a 'label'"),
+            ({"a": {"images": ["../a.nii.gz"], "label": "l.nii"}}, r"names a file outside .*, or a CSV"),
+            ({"a": {"images": [], "label": "labelsTr/a.nii.gz"}}, "case 'a' needs a list 'images' and a 'label'"),
+            ({"a": ["imagesTr/a_0000.nii.gz"]}, "case 'a' needs a list 'images' and a 'label'"),
+            ({"a": {"images": ["imagesTr/a_0000.nii.gz"], "label": 3}}, "a file must be named by text, got 3"),
+            ({}, "holds no labelled cases"),
+        ],
+    )
+    def test_a_list_of_cases_that_is_none_is_refused(self, nnunet, dataset, problem):
+        _describe(nnunet, dataset=dataset)
+        with pytest.raises(InputError, match=problem):
+            open_dataset(nnunet)
+
+    def test_files_of_an_unread_format_are_named(self, nnunet, tmp_path):
+        for path in list(tmp_path.rglob("*.nii.gz")):
+            path.rename(path.with_name(path.name.replace(".nii.gz", ".png")))
+        with pytest.raises(InputError, match=r"holds no labelled cases; most of its files end in \.png, which is not"):
+            open_dataset(nnunet)
+
     def test_a_missing_folder_is_named(self, nnunet):
         (nnunet / "labelsTr").rename(nnunet / "elsewhere")
         with pytest.raises(InputError, match="labelsTr: is not a folder"):
@@ -208,6 +246,22 @@ class TestCsv:
         assert index.cases[0].subject == "b"
         index = self._open(root, "subject,case,label,image\ns1,b,y/la.nii,x/a1.nii\ns1,a,y/la.nii,x/a1.nii\n")
         assert [(case.id, case.subject) for case in index.cases] == [("a", "s1"), ("b", "s1")]
+
+    def test_the_subject_of_a_bids_file_counts_where_the_case_names_none(self, fill):
+        root = fill("sub-1_ses-1_T1w.nii", "sub-2_T1w.nii", "l.nii")
+        lines = (
+            "x,sub-1_ses-1_T1w.nii,l.nii,",
+            "sub-9_y,sub-2_T1w.nii,l.nii,",
+            "z,sub-2_T1w.nii,l.nii,me",
+            "w,l.nii,l.nii,",
+        )
+        index = self._open(root, "\n".join(("case,image,label,subject", *lines)))
+        assert {case.id: case.subject for case in index.cases} == {
+            "x": "sub-1",
+            "sub-9_y": "sub-9",
+            "z": "me",
+            "w": "w",
+        }
 
     def test_missing_files_are_problems_with_their_line(self, fill):
         index = self._open(fill("a.nii"), "case,image,label\na,a.nii,none.nii\n")

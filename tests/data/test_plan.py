@@ -55,6 +55,7 @@ class TestTopology:
             assert strides[0] == (1,) * len(axes)
             assert {stride for stage in strides for stride in stage} <= {1, 2}
             assert {kernel for stage in kernels for kernel in stage} <= {1, 3}
+            assert all(a <= b for fine, deep in itertools.pairwise(kernels) for a, b in zip(fine, deep, strict=True))
             assert all(edge <= max(8, np.ceil(1.5 * size)) for edge, size in zip(patch, shape_now, strict=True))
 
     def test_random_shapes_keep_the_promise_too(self):
@@ -87,10 +88,23 @@ class TestTopology:
         assert kernels[:4] == ((3, 3, 1), (3, 3, 1), (3, 3, 1), (3, 3, 3))
         assert patch[0] == patch[1] > 2 * patch[2]
 
-    def test_the_patch_keeps_the_proportions_of_the_volume_in_millimetres(self):
-        patch, _, _ = plan_topology((300, 150, 75), (1.0, 2.0, 4.0), 20_000)
-        extents = np.array(patch) * (1, 2, 4)
+    @pytest.mark.parametrize(("shape", "spacing"), [((300, 150, 75), (1, 2, 4)), ((400, 200, 100), (1, 1, 1))])
+    def test_the_patch_is_nearly_a_cube_in_millimetres_where_the_volume_holds_one(self, shape, spacing):
+        patch, _, _ = plan_topology(shape, spacing, 20_000)
+        extents = np.array(patch) * spacing
         assert extents.max() / extents.min() < 1.6
+
+    def test_planes_are_still_looked_across_where_few_slices_stay_fine(self):
+        """By the rule for each stage alone the last would be (1, 1, 3): its planes at 48 mm, its slices at 10 mm."""
+        _, strides, kernels = plan_topology((216, 256, 10), (1.5, 1.5, 10.0), 300_000)
+        assert strides[-1] == (2, 2, 1)
+        assert kernels == ((3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+
+    @pytest.mark.parametrize("thickness", [0.5, 1.0, 2.4, 9.0])
+    def test_an_axis_of_one_voxel_has_no_neighbours_to_look_at(self, thickness):
+        patch, _, kernels = plan_topology((128, 128, 1), (1.0, 1.0, thickness), 300_000)
+        assert patch == (128, 128, 1)
+        assert set(kernels) == {(3, 3, 1)}
 
 
 class TestPlan:
@@ -153,6 +167,25 @@ class TestPlan:
         assert plan.window_axes == tuple(other for other in range(3) if other != axis)
         assert len(plan.patch_size) == len(plan.strides[0]) == len(plan.kernel_sizes[0]) == 2
         assert 2 <= plan.batch_size <= 48
+
+    @pytest.mark.parametrize(
+        ("shape", "spacing", "axis"),
+        [
+            ((80, 96, 1), (1.4, 1.4, 1.0), 2),
+            ((128, 128, 1), (2.4, 2.4, 1.0), 2),
+            ((1, 256, 256), (1.0, 1.0, 1.0), 0),
+            ((181, 1, 181), (1.0, 1.0, 1.0), 1),
+        ],
+    )
+    def test_pictures_are_seen_whole_whatever_size_their_files_give_the_missing_axis(self, shape, spacing, axis):
+        plan = _plan(_fingerprint(shape=shape, spacing=spacing), model={"spatial_dims": 2})
+        assert plan.slice_axis == axis
+        assert min(plan.patch_size) >= 80
+        assert set(plan.kernel_sizes) == {(3, 3)}
+        solid = _plan(_fingerprint(shape=shape, spacing=spacing), augment={"mirror": "all"})
+        assert solid.patch_size[axis] == 1
+        assert axis not in solid.mirror_axes
+        assert len(solid.mirror_axes) == 2
 
     def test_huge_slices_are_limited_to_512(self):
         plan = _plan(_fingerprint(shape=(900, 1100, 5)), model={"spatial_dims": 2})

@@ -19,6 +19,13 @@ def _pair(spatial_dims, channels):
     return ours, theirs
 
 
+def test_a_map_of_one_voxel_becomes_the_bias_on_any_device(monkeypatch):
+    norm, _ = _pair(3, 5)
+    x = torch.randn(2, 5, 1, 1, 1)
+    monkeypatch.setattr("segscse.nets.norm.runs_here", lambda x: False)
+    torch.testing.assert_close(norm(x).flatten(1), norm.bias.expand(2, 5), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("spatial_dims", [2, 3])

@@ -15,7 +15,8 @@ from volumes import write_tiny_dataset, write_volume
 from watch import watched
 
 from segscse.cli import run
-from segscse.data.index import find_inputs, open_dataset
+from segscse.data.index import open_dataset
+from segscse.data.inputs import find_inputs
 from segscse.errors import InputError
 
 ENTRIES = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from segscse.data.index import find_inputs
+from segscse.data.inputs import find_inputs
 from segscse.data.io import list_images
 from segscse.errors import InputError
 
