@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 
 from segscse.api import config_of, subjects_of_cases
+from segscse.attention import ALIASES, block_options
+from segscse.attention.spec import read_spec
 from segscse.config import ExperimentConfig, load_config, to_builtin
 from segscse.crossval import finish_fold
 from segscse.data.prepare import PlannedDataset, plan_dataset
@@ -91,7 +93,14 @@ def ablate(
     )
     cache = study.folder / "cache"
     finish = partial(
-        finish_fold, dataset, labels=labels, resume=resume, console=console, progress=progress, cache=cache
+        finish_fold,
+        dataset,
+        labels=labels,
+        resume=resume,
+        console=console,
+        progress=progress,
+        cache=cache,
+        beside=group.ranks.local_world,
     )
     written = 0
     for number in parts[group.rank]:
@@ -173,7 +182,8 @@ def _check_variants(study: Study) -> None:
     """Refuse what cannot be trained or compared.
 
     Raises:
-        InputError: fewer than two variants, one of them twice, an unknown one, no place for them, no seed.
+        InputError: fewer than two variants, one of them twice, by whatever name, an unknown one, no place for them, no
+            seed.
     """
     names = study.attention
     if len({name.lower() for name in names}) < max(2, len(names)):
@@ -187,8 +197,15 @@ def _check_variants(study: Study) -> None:
             "the configuration has no attention at any position, so there is no place for the variants",
             remedy="Set model.attention.encoder, bottleneck, decoder, decoder_concat or skip to any block",
         )
+    last = study.config.train.seed + study.seeds - 1
     for name in names:
-        check_attention(study.config_of(name).model)
+        check_attention(study.config_of(name, last).model)
+    specs = [read_spec(name) for name in names]
+    blocks = [(ALIASES.get(name, name), {**block_options(name), **options}) for name, options in specs]
+    for number, block in enumerate(blocks):
+        if block in blocks[:number]:
+            same = f"{names[blocks.index(block)]} and {names[number]}"
+            raise InputError(f"an ablation takes different variants, and {same} are one", remedy="Leave one out")
 
 
 def _check_data(study: Study, planned: PlannedDataset, saved: Mapping[str, Any]) -> None:

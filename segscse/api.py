@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +16,7 @@ from segscse.data.plan import Plan
 from segscse.data.prepare import plan_dataset
 from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.tables import load_provenance
-from segscse.files import write_json
+from segscse.files import only_writer, write_json
 from segscse.inference.predictor import load_one
 from segscse.ranks import ALONE, Group
 from segscse.training.run import Run, train_run
@@ -110,8 +111,14 @@ def validate_run(
         The summary that `summary.json` holds.
 
     Raises:
-        InputError: a case cannot be predicted.
+        InputError: a case cannot be predicted, or another process writes into the run's folder.
     """
+    with ExitStack() as held:
+        group.on_first(lambda: held.enter_context(only_writer(run.folder)))  # lest the run goes on meanwhile
+        return _validate(run, device, progress, group)
+
+
+def _validate(run: Run, device: str, progress: Progress | None, group: Group) -> dict[str, Any]:
     held_out = set(run.split.validation)
     cases = {case.id: case for case in run.planned.index.cases if case.id in held_out}
     folder = run.folder / "validation"

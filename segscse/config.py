@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import cyclopts
 import yaml
 from cyclopts.config import Dict
 
-from segscse.errors import InputError, visible
-from segscse.files import read_limited, write_text
-
-MAX_YAML_BYTES = 2**15  # twenty times all settings; the parser takes a second for the worst text of that size
-MAX_YAML_VALUES = 10_000
-YAML_KINDS = ("str", "int", "float", "bool", "null", "seq", "map", "merge")
+from segscse.errors import InputError, one_line
+from segscse.files import write_text
+from segscse.yaml_file import read_yaml
 
 
 def _whole(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
@@ -69,6 +66,7 @@ class AttentionConfig:
     """Reduction of the blocks that have one (SE, scSE, CBAM, ...) and name none; each block's own if not given."""
 
     def __post_init__(self) -> None:
+        _require_kinds(self, "model.attention")
         _require(self.reduction is None or self.reduction >= 1, "model.attention.reduction", self.reduction, ">= 1")
 
 
@@ -89,7 +87,7 @@ class ModelConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
     def __post_init__(self) -> None:
-        _require(self.spatial_dims in (2, 3), "model.spatial_dims", self.spatial_dims, "2 or 3")
+        _require_kinds(self, "model")
         _require(self.base_features >= 4, "model.base_features", self.base_features, ">= 4")
         _require(
             self.max_features >= self.base_features,
@@ -121,12 +119,13 @@ class DataConfig:
     """Decoded cases stay in memory up to this size, on disk beyond."""
 
     def __post_init__(self) -> None:
+        _require_kinds(self, "data")
         _require(self.max_patch_voxels >= 4096, "data.max_patch_voxels", self.max_patch_voxels, ">= 4096")
         _require(self.batch_size is None or self.batch_size >= 1, "data.batch_size", self.batch_size, ">= 1")
         _require(self.folds >= 2, "data.folds", self.folds, ">= 2")
         _require(0 <= self.split_seed < 2**32, "data.split_seed", self.split_seed, "between 0 and 2**32 - 1")
         _require(0 <= self.foreground_share <= 1, "data.foreground_share", self.foreground_share, "between 0 and 1")
-        _require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, ">= 0")
+        _require(0 <= self.cache_gb < float("inf"), "data.cache_gb", self.cache_gb, ">= 0 and finite")
         if self.spacing_mm is not None:
             _require(
                 all(0 < mm < float("inf") for mm in self.spacing_mm),
@@ -162,6 +161,7 @@ class AugmentConfig:
     """Probability of a gamma curve."""
 
     def __post_init__(self) -> None:
+        _require_kinds(self, "augment")
         for name in ("spatial", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma"):
             value = getattr(self, f"{name}_p")
             _require(0 <= value <= 1, f"augment.{name}_p", value, "between 0 and 1")
@@ -192,11 +192,12 @@ class OptimConfig:
     """Decay of the moving average, of `average: ema`."""
 
     def __post_init__(self) -> None:
+        _require_kinds(self, "optim")
         _require(self.lr is None or 0 < self.lr < float("inf"), "optim.lr", self.lr, "> 0 and finite")
         good = self.weight_decay is None or 0 <= self.weight_decay < float("inf")
         _require(good, "optim.weight_decay", self.weight_decay, ">= 0 and finite")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "in [0, 1)")
-        _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "> 0")
+        _require(0 < self.clip_norm < float("inf"), "optim.clip_norm", self.clip_norm, "> 0 and finite")
         allowed = "in (0, 1); without an average, set optim.average to none"
         _require(0 < self.ema_decay < 1, "optim.ema_decay", self.ema_decay, allowed)
 
@@ -226,6 +227,7 @@ class TrainConfig:
     """Who gets the curves, the settings and example pictures, beside metrics.csv; kept in the run folder, offline."""
 
     def __post_init__(self) -> None:
+        _require_kinds(self, "train")
         parse_duration(self.budget, "train.budget")
         parse_duration(self.checkpoint_every, "train.checkpoint_every")
         _require(self.max_steps is None or self.max_steps >= 1, "train.max_steps", self.max_steps, ">= 1")
@@ -300,71 +302,6 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         raise InputError(message, remedy="See configs/ for examples") from error
 
 
-def one_line(error: BaseException | str) -> str:
-    """Return a text, or an exception's, on a single line, of visible characters."""
-    return visible(" ".join(str(error).split()))
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read one YAML file of settings; only plain values can come out of it.
-
-    Raises:
-        InputError: the file cannot be read, repeats a name, multiplies values by aliases, or is no mapping.
-    """
-    content = read_limited(path, MAX_YAML_BYTES)
-    try:
-        # A stream, because of a text the errors would quote lines, and it need not be a file of settings.
-        loader = yaml.SafeLoader(io.BytesIO(content))
-        node = loader.get_single_node()
-        if node is not None:
-            _check_nodes(node)
-        values = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"is not valid YAML ({one_line(error)})", file=path, remedy="Correct the file") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError("must hold settings such as `model:`", file=path, remedy="See configs/ for examples")
-    return values
-
-
-def _check_nodes(root: yaml.Node) -> None:
-    """Refuse dates, sets and objects, names that occur twice, and aliases that make much of little text.
-
-    Raises:
-        ValueError: naming the reason.
-    """
-    sizes: dict[int, int] = {}  # of every node, as if its aliases were written out
-
-    def size(node: yaml.Node) -> int:
-        if id(node) not in sizes:
-            kind = node.tag.rpartition(":")[2]
-            if kind not in YAML_KINDS:
-                raise ValueError(f"a value of the kind {kind!r} is no setting; text goes in quotes")
-            sizes[id(node)] = MAX_YAML_VALUES  # met again before it is counted: it holds itself
-            sizes[id(node)] = 1 + sum(size(child) for child in _children(node))
-        return sizes[id(node)]
-
-    if size(root) > MAX_YAML_VALUES:
-        raise ValueError(f"it holds more than {MAX_YAML_VALUES} values, aliases written out")
-
-
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.SequenceNode):
-        return node.value
-    if not isinstance(node, yaml.MappingNode):
-        return []
-    names: set[str] = set()
-    for name, _ in node.value:
-        if isinstance(name, yaml.ScalarNode):
-            if name.value in names:
-                raise ValueError(
-                    f"the name {name.value!r} occurs twice, the second time in line {name.start_mark.line + 1}"
-                )
-            names.add(name.value)
-    return [child for pair in node.value for child in pair]
-
-
 def save_config(path: str | Path, config: ExperimentConfig) -> None:
     """Write the whole configuration as YAML, atomically; `load_config` reads it back equal."""
     write_text(path, yaml.safe_dump(to_builtin(asdict(config)), sort_keys=False))
@@ -388,6 +325,39 @@ def _require_sections(values: Mapping[str, Any], section: Any, file: str | Path 
         if not isinstance(value, Mapping):
             raise InputError(f"{name}{key} must hold settings, got {value!r}", file=file, remedy="See configs/")
         _require_sections(value, inner, file, f"{name}{key}.")
+
+
+def _require_kinds(section: Any, name: str) -> None:
+    """Refuse values that are not of their setting's kind, as Python lets them be given."""
+    for key, kind in get_type_hints(type(section)).items():
+        value = getattr(section, key)
+        _require(_is_of(kind, value), f"{name}.{key}", value, _kind_text(kind))
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in inner)
+    if get_origin(kind) is UnionType:
+        return any(_is_of(part, value) for part in inner)
+    if get_origin(kind) is tuple:
+        wanted = (inner[0],) * len(value) if isinstance(value, tuple) and inner[-1] is ... else inner
+        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(_is_of, wanted, value))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _kind_text(kind: Any) -> str:
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if get_origin(kind) is UnionType:
+        return " or ".join(_kind_text(part) for part in inner)
+    if get_origin(kind) is tuple:
+        return f"a tuple of {_kind_text(inner[0]) if inner[-1] is ... else f'{len(inner)} numbers'}"
+    names = {int: "a whole number", float: "a number", str: "text", bool: "True or False", NoneType: "None"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _require(good: bool, name: str, got: Any, allowed: str) -> None:

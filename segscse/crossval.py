@@ -69,7 +69,8 @@ def cross_validate(
     folds = list(range(n_folds(planned.index.cases, chosen.data.folds)))
     for fold in group.share(folds):
         left = len(folds) - fold
-        finish_fold(dataset, folder / f"fold{fold}", chosen, labels, fold, resume, console, progress, left)
+        place, beside = folder / f"fold{fold}", group.ranks.local_world
+        finish_fold(dataset, place, chosen, labels, fold, resume, console, progress, left, beside=beside)
     group.barrier()
     return group.on_first(lambda: _score(folder, folds, planned))
 
@@ -165,10 +166,12 @@ def finish_fold(
     progress: Progress | None,
     folds_left: int = 1,
     cache: Path | None = None,
+    beside: int = 1,
 ) -> Run:
     """Train and validate a fold, as far as that has not been done; the arguments are those of `cross_validate`.
 
-    `cache` is for the cases that memory does not hold; beside the fold's folder if not given.
+    `cache` is for the cases that memory does not hold; beside the fold's folder if not given. `beside` is the number
+    of processes on this machine that do such work at once.
 
     Raises:
         InputError: something given cannot be used.
@@ -186,6 +189,7 @@ def finish_fold(
         cache=cache or folder.parent / "cache",  # every fold has the same cases, apart from which it trains on
         console=console,
         runs=folds_left,
+        beside=beside,
     )
     scored = (folder / "validation" / "summary.json").is_file()
     if (

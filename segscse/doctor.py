@@ -191,7 +191,8 @@ def _forecast(
     findings: list[Finding] = []
 
     def room() -> list[str]:
-        return require_room(planned, split, config, device, precision, out, runs=folds)
+        # A run that is yet to come: what other runs have written into `out` is none of it.
+        return require_room(planned, split, config, device, precision, out / "new run", runs=folds)
 
     fits = _noted(findings, room)
     trial = _measured(planned, split, config, device, precision, findings) if fits else None

@@ -55,3 +55,8 @@ def choose(kind: str, got: str, allowed: object) -> InputError:
     close = get_close_matches(got, names, n=1)
     remedy = f"Did you mean {close[0]!r}?" if close else ""
     return InputError(f"unknown {kind} {got!r}; allowed: {', '.join(names)}", remedy=remedy)
+
+
+def one_line(error: BaseException | str) -> str:
+    """Return a text, or an exception's, on a single line, of visible characters."""
+    return visible(" ".join(str(error).split()))

@@ -14,7 +14,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segscse.errors import InputError
@@ -87,6 +87,12 @@ def memory(proc: Path = PROC, cgroup: Path = CGROUP) -> Memory:
         taken = int(statm.read_text().split()[0]) * resource.getpagesize()
         found.append(Memory(soft, max(0, soft - taken), 0, "ulimit"))
     return min(found, key=lambda item: item.available + item.swap)
+
+
+def memory_part(parts: int) -> Memory:
+    """Return the memory that is there for one of several processes that do the same: at most its part of all."""
+    whole = memory()
+    return replace(whole, available=min(whole.available, whole.total // parts), swap=whole.swap // parts)
 
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> int | None:

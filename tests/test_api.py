@@ -8,7 +8,7 @@ import segscse
 from segscse.api import validate_run
 from segscse.config import save_config
 from segscse.errors import InputError
-from segscse.files import read_json
+from segscse.files import only_writer, read_json
 from segscse.training.run import train_run
 
 
@@ -63,6 +63,12 @@ def test_validation_scores_the_held_out_cases_on_their_own_grids(dataset, tmp_pa
     # the training's own Dice was taken on the same grid here, so the two must agree
     assert summary["overall"]["mean_dice"] == pytest.approx(run.dice, abs=0.02)
     assert (folder / "report.html").is_file()
+
+
+def test_scoring_a_run_that_another_process_goes_on_with_is_refused(dataset, trained):  # noqa: F811
+    with only_writer(trained.folder), pytest.raises(InputError, match="another process is writing into it"):
+        validate_run(trained, device="cpu")
+    assert not (trained.folder / "validation").exists()
 
 
 def test_a_configuration_with_an_unknown_key_is_refused_with_its_file(dataset, tmp_path):  # noqa: F811

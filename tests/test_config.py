@@ -6,15 +6,20 @@ import pytest
 import yaml
 
 from segscse.config import (
+    AttentionConfig,
+    AugmentConfig,
+    DataConfig,
     ExperimentConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
     load_config,
-    one_line,
     parse_duration,
-    read_yaml,
     save_config,
     to_builtin,
 )
-from segscse.errors import InputError
+from segscse.errors import InputError, one_line
+from segscse.yaml_file import read_yaml
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 WRONG = [
@@ -29,6 +34,7 @@ WRONG = [
     ("data.foreground_share", 1.01, "between 0 and 1"),
     ("data.foreground_share", -0.01, "between 0 and 1"),
     ("data.cache_gb", -1.0, ">= 0"),
+    ("data.cache_gb", float("inf"), "finite"),
     ("data.spacing_mm", [1.0, 0.0, 1.0], "> 0 on every axis"),
     ("data.spacing_mm", [1.0, float("nan"), 1.0], "> 0 on every axis"),
     ("augment.scale", [1.4, 0.7], "low <= high"),
@@ -50,6 +56,7 @@ WRONG = [
     ("optim.weight_decay", float("inf"), "finite"),
     ("optim.warmup", 1.0, r"in \[0, 1\)"),
     ("optim.clip_norm", 0.0, "> 0"),
+    ("optim.clip_norm", float("inf"), "finite"),
     ("optim.ema_decay", 1.0, r"in \(0, 1\)"),
     ("optim.ema_decay", 0.0, "set optim.average to none"),
     ("train.max_steps", 0, ">= 1"),
@@ -101,10 +108,37 @@ class TestValues:
     def test_no_number_may_be_said_in_words(self):
         assert load_config({"data": {"batch_size": 4}}, {"data": {"batch_size": "none"}}).data.batch_size is None
 
-    def test_the_rank_is_checked_in_python_too(self):
-        model = type(ExperimentConfig().model)
-        with pytest.raises(InputError, match=r"model\.spatial_dims must be 2 or 3, got 4"):
-            model(spatial_dims=4)
+    @pytest.mark.parametrize(
+        ("make", "problem"),
+        [
+            (lambda: ModelConfig(spatial_dims=4), "model.spatial_dims must be one of 2, 3, got 4"),
+            (lambda: ModelConfig(spatial_dims=3.0), "model.spatial_dims must be one of 2, 3, got 3.0"),
+            (lambda: ModelConfig(deep_supervision=1), "model.deep_supervision must be True or False, got 1"),
+            (lambda: AttentionConfig(encoder=None), "model.attention.encoder must be text, got None"),
+            (lambda: DataConfig(modality="MR"), "data.modality must be one of auto, ct, mr, got 'MR'"),
+            (
+                lambda: DataConfig(spacing_mm=(1, 1)),
+                r"data.spacing_mm must be a tuple of 3 numbers or None, got \(1, 1",
+            ),
+            (lambda: DataConfig(spacing_mm=[1, 1, 1]), "data.spacing_mm must be a tuple of 3 numbers or None"),
+            (lambda: DataConfig(batch_size=True), "data.batch_size must be a whole number or None, got True"),
+            (lambda: AugmentConfig(mirror=False), "augment.mirror must be one of auto, all, none, got False"),
+            (lambda: OptimConfig(schedule="linear"), "optim.schedule must be one of cosine, poly, constant"),
+            (lambda: OptimConfig(lr="1e-3"), "optim.lr must be a number or None, got '1e-3'"),
+            (lambda: TrainConfig(max_steps=2.5), "train.max_steps must be a whole number or None, got 2.5"),
+            (lambda: TrainConfig(budget=20), "train.budget must be text, got 20"),
+            (
+                lambda: TrainConfig(loggers=("csv",)),
+                "train.loggers must be a tuple of one of tensorboard, mlflow, wandb",
+            ),
+        ],
+    )
+    def test_kinds_and_choices_are_checked_in_python_too(self, make, problem):
+        with pytest.raises(InputError, match=problem):
+            make()
+
+    def test_a_whole_number_is_a_number_in_python(self):
+        assert OptimConfig(lr=1).lr == DataConfig(spacing_mm=(1, 1, 1)).spacing_mm[0] == 1
 
     @pytest.mark.parametrize("name", ["train.budget", "train.checkpoint_every"])
     def test_a_duration_is_checked_when_the_configuration_is_made(self, name):
@@ -207,6 +241,14 @@ class TestLoading:
         (tmp_path / "a.yaml").write_text("- 1\n- 2\n")
         with pytest.raises(InputError, match="must hold settings"):
             read_yaml(tmp_path / "a.yaml")
+
+    @pytest.mark.parametrize(
+        ("text", "name"), [("1: 2", "'1' in line 1"), ("train:\n  on: 3", "'on' in line 2"), ("[a]: 1", "a list")]
+    )
+    def test_a_name_that_is_no_text_is_refused_with_its_line(self, tmp_path, text, name):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(InputError, match=rf"a\.yaml: is not valid YAML \({name}.* is no name of a setting"):
+            load_config(tmp_path / "a.yaml")
 
     def test_yaml_cannot_run_code(self, tmp_path):
         canary = tmp_path / "canary"

@@ -118,6 +118,15 @@ class TestForecast:
         one = diagnose(dataset, out="runs", config=tiny_config(), fold=0)
         assert diagnosis.forecast.run_bytes == 5 * one.forecast.run_bytes
 
+    def test_does_not_count_what_other_runs_have_written(self, diagnosis, dataset, tmp_path, monkeypatch):
+        monkeypatch.setattr(doctor, "run_trial", lambda *arguments: diagnosis.forecast.trial)
+        monkeypatch.setattr(limits, "disk_at", lambda path: Disk(tmp_path, 1000, True))
+        (tmp_path / "old").mkdir()
+        with (tmp_path / "old" / "last.ckpt").open("wb") as file:
+            file.truncate(10**9)
+        found = diagnose(dataset, out=tmp_path, config=tiny_config())
+        assert any("of disk, and 0 MB are free" in item.problem for item in found.findings)
+
     def test_by_time_has_as_many_steps_as_fit(self, diagnosis):
         trial = diagnosis.forecast.trial
         timed = tiny_config(train={"max_steps": None, "budget": "100s"})
@@ -157,6 +166,11 @@ class TestTrial:
     def test_of_a_process_that_is_killed_says_so(self, build_plan, monkeypatch):
         monkeypatch.setattr("segscse.training.trial._trial", _killed)
         assert "was killed" in run_trial(build_plan(), tiny_config(), (8, 8, 8), torch.device("cpu"), "fp32")
+
+    def test_of_more_labels_than_8_bits_hold_is_measured(self, build_plan):
+        plan = build_plan(labels=tuple((number, str(number)) for number in range(300)))
+        found = run_trial(plan, tiny_config(), plan.patch_size, torch.device("cpu"), "fp32")
+        assert not isinstance(found, str), found
 
     def test_of_steps_that_do_not_fit_says_so(self, build_plan, monkeypatch):
         monkeypatch.setattr("segscse.training.trial._trial", _limited)

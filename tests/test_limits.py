@@ -154,6 +154,12 @@ class TestPeak:
         assert limits.resident_bytes() == pytest.approx(peak, rel=0.05)
 
 
+@pytest.mark.parametrize(("available", "parts", "expected"), [(12, 1, 12), (12, 4, 4), (3, 4, 3), (16, 2, 8)])
+def test_a_part_of_the_memory_is_at_most_that_of_all_there_is(monkeypatch, available, parts, expected):
+    monkeypatch.setattr(limits, "memory", lambda: Memory(16 * GIB, available * GIB, 8 * GIB, "machine"))
+    assert limits.memory_part(parts) == Memory(16 * GIB, expected * GIB, 8 * GIB // parts, "machine")
+
+
 class TestRequireMemory:
     ROOM = Memory(16 * GIB, 4 * GIB, GIB, "cgroup")
 

@@ -90,6 +90,12 @@ def _trained(base: Path) -> Run:
     return train_run(_dataset(base), base / "tiny_run", tiny_config())
 
 
+@cache
+def _learned(base: Path) -> Run:
+    config = tiny_config(model={"base_features": 8, "max_features": 16}, train={"max_steps": 200})
+    return train_run(_dataset(base), base / "learned_run", config)
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the tiny data set; read it only."""
@@ -100,3 +106,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return a finished run of 30 steps on fold 0 of the tiny data set; read it only."""
     return _trained(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a finished run that is long enough to segment well; read it only."""
+    return _learned(tmp_path_factory.getbasetemp())

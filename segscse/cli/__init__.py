@@ -15,11 +15,12 @@ from segscse.cli.data import check, fetch, plan
 from segscse.cli.machine import blocks, doctor
 from segscse.cli.models import demo, export, predict, train
 from segscse.cli.scores import ablate, compare, evaluate
-from segscse.config import load_config, one_line, read_yaml
-from segscse.errors import InputError, Interrupted, SegscseError
+from segscse.config import load_config
+from segscse.errors import InputError, Interrupted, SegscseError, one_line
 from segscse.launch import ManyProcesses, launch
 from segscse.limits import is_lack_of_memory
 from segscse.ranks import OtherRankError, end, ranks_or_alone
+from segscse.yaml_file import read_yaml
 
 
 def main() -> None:

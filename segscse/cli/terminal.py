@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segscse.config import one_line
 from segscse.data.notes import fold_notes
-from segscse.errors import InputError, visible
+from segscse.errors import InputError, one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console

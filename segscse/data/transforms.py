@@ -173,7 +173,7 @@ def _run(data: dict[str, MetaTensor], source: Volume, plan: Plan) -> Prepared:
     image = out["image"]
     return Prepared(
         image=image.as_tensor().contiguous(),
-        label=out["label"].as_tensor()[0].to(_label_dtype(len(plan.labels))) if labelled else None,
+        label=out["label"].as_tensor()[0].to(label_dtype(len(plan.labels))) if labelled else None,
         affine=np.asarray(image.affine, np.float64),
         source=source,
     )
@@ -202,7 +202,8 @@ def label_channels(label: Volume, ids: Sequence[int]) -> np.ndarray:
     return table[label.array]
 
 
-def _label_dtype(n_labels: int) -> torch.dtype:
+def label_dtype(n_labels: int) -> torch.dtype:
+    """Return the smallest type that the channel numbers of so many labels fit into."""
     return torch.uint8 if n_labels <= 256 else torch.int16
 
 

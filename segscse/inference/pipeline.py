@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 
 from segscse import __version__
-from segscse.config import one_line
 from segscse.data.inputs import find_inputs
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
-from segscse.errors import InputError, Interrupted, SegscseError
+from segscse.errors import InputError, Interrupted, SegscseError, one_line
 from segscse.files import digest, only_writer, remove_leftovers, reserve, temporary_path
 from segscse.inference.ahead import ahead
 from segscse.inference.manifest import Manifest, digests, merge_parts

@@ -259,12 +259,38 @@ def predict_volume(
     sweep = plan_sweep(volume.shape[1:], window, slice_axis=slice_axis, overlap=overlap, batch_size=batch_size)
     averaged = mirrored(network, tensor_axes(mirror_axes, slice_axis), batch_size)
     logits = volume.new_empty((n_classes, *sweep.shape), dtype=torch.float32)
-    done = 0
-    for rows in stream_logits(volume, averaged, sweep, n_classes=n_classes):
-        count, along = rows.stop - done, sweep.axis + 1
-        logits.narrow(along, done, count).copy_(rows.values.narrow(along, done - rows.first, count))
-        done = rows.stop
+    along = sweep.axis + 1
+    for start, values in _rows_once(stream_logits(volume, averaged, sweep, n_classes=n_classes), along):
+        logits.narrow(along, start, values.shape[along]).copy_(values)
     return logits
+
+
+def classify_volume(
+    volume: torch.Tensor,
+    network: Network,
+    *,
+    window: Sequence[int],
+    n_classes: int,
+    slice_axis: int | None = None,
+    batch_size: int = 2,
+) -> torch.Tensor:
+    """Return the most likely class `(X, Y, Z)`, int64, of each voxel of a volume `(C, X, Y, Z)`.
+
+    It is the argmax of `predict_volume`'s logits, of which only those of the open slab are held. Arguments are its.
+    """
+    sweep = plan_sweep(volume.shape[1:], window, slice_axis=slice_axis, batch_size=batch_size)
+    classes = volume.new_empty(sweep.shape, dtype=torch.int64)
+    for start, values in _rows_once(stream_logits(volume, network, sweep, n_classes=n_classes), sweep.axis + 1):
+        torch.argmax(values, dim=0, out=classes.narrow(sweep.axis, start, values.shape[sweep.axis + 1]))
+    return classes
+
+
+def _rows_once(stream: Iterator[Rows], along: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the first row and the logits of each step without the row of the step before."""
+    done = 0
+    for rows in stream:
+        yield done, rows.values.narrow(along, done - rows.first, rows.stop - done)
+        done = rows.stop
 
 
 def tensor_axes(axes: Sequence[int], slice_axis: int | None) -> list[int]:

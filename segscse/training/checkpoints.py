@@ -75,6 +75,12 @@ def sound_checkpoint(folder: Path) -> tuple[Path, str]:
     return previous, f"{last}: it {problem}; the run goes on from {PREVIOUS}, some steps earlier"
 
 
+def take_for_last(checkpoint: Path) -> None:
+    """Let the checkpoint that a run goes on from be its last one, lest the next save keeps a damaged one beside it."""
+    if checkpoint.name == PREVIOUS:
+        keep_as(checkpoint, LAST)
+
+
 def damage(path: Path) -> str:
     """Return what is wrong with a checkpoint file, or nothing: torch itself reads over a flipped bit."""
     if not path.is_file():

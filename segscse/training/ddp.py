@@ -16,7 +16,8 @@ from segscse.ranks import Group
 def ddp_strategy(group: Group, device: torch.device) -> DDPStrategy:
     """Return DDP over a group's processes, each on the CPU or on the GPU that `joined` gave it.
 
-    Norms here have no running statistics, so there are no buffers to send around at every step.
+    Norms here have no running statistics, so there are no buffers to send around at every step; see
+    `refuse_running_statistics`.
 
     Args:
         group: of two processes or more.
@@ -64,6 +65,20 @@ def refuse_odd_parts(batch_size: int, world: int) -> None:
         raise InputError(
             f"a batch of {batch_size} patches cannot be shared by {world} processes in equal parts",
             remedy=f"Set data.batch_size to {f'{below} or ' if below else ''}{below + world}, or start another number",
+        )
+
+
+def refuse_running_statistics(network: torch.nn.Module, world: int) -> None:
+    """Refuse to share a network that keeps statistics of its batches: each process would keep those of its parts.
+
+    Raises:
+        InputError: a layer has some, such as the batch norm in `cbam:norm=batch`.
+    """
+    layer = next((name for name, _ in network.named_buffers() if name.endswith("running_mean")), None)
+    if world > 1 and layer is not None:
+        raise InputError(
+            f"{layer.rpartition('.')[0]} keeps statistics of its batches, which {world} processes would keep apart",
+            remedy="Train in one process, or give the block another norm",
         )
 
 

@@ -24,8 +24,8 @@ import numpy as np
 import yaml
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from segscse.config import ExperimentConfig, one_line, to_builtin
-from segscse.errors import InputError, choose
+from segscse.config import ExperimentConfig, to_builtin
+from segscse.errors import InputError, choose, one_line
 from segscse.files import read_json, write_json
 
 PROJECT = "segscse"

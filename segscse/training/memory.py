@@ -26,7 +26,7 @@ from segscse.data.store import CaseStore
 from segscse.hardware import autocast
 from segscse.inference.sliding_window import plan_sweep
 from segscse.kernels.parts import counting
-from segscse.limits import require_disk, require_memory, size_text
+from segscse.limits import memory_part, require_disk, require_memory, size_text
 from segscse.nets.build import build_unet, network_arguments
 from segscse.nets.dims import channels_last, network_to_channels_last
 from segscse.training.losses import deep_supervision_loss
@@ -222,6 +222,7 @@ def require_room(
     *,
     cache: Path | None = None,
     runs: int = 1,
+    beside: int = 1,
 ) -> list[str]:
     """Refuse a training that cannot fit into memory or onto the disk, before anything is written.
 
@@ -236,6 +237,7 @@ def require_room(
         folder: the run folder; what is in it already counts.
         cache: where the cases lie that memory does not hold; in the run folder if not given.
         runs: runs of this size that the disk has to hold, such as the folds of a cross-validation; cases are shared.
+        beside: runs of this size that share the memory; each may take its part of all that there is.
 
     Returns:
         Warnings about what may not fit.
@@ -258,7 +260,7 @@ def require_room(
     least = max(0, int(LEAST_CONTENT * disk.cases) - cached) + runs * disk.checkpoints - there
     likely = max(0, disk.cases - cached) + runs * disk.rest - there
     warnings = (
-        require_memory("training", found.least, found.likely, remedy),
+        require_memory("training", found.least, found.likely, remedy, found=memory_part(beside)),
         require_disk("the run", folder, least, likely, DISK_REMEDY),
     )
     return [warning for warning in warnings if warning is not None]
@@ -346,13 +348,13 @@ def _kept_bytes(network: Any, x: torch.Tensor, target: torch.Tensor, precision: 
 
 
 def _validation_bytes(plan: Plan, shape: tuple[int, ...], kept: Kept) -> int:
-    """Return what a validation case takes: all its logits, the open slab of them, label maps in 64 bits, a batch."""
+    """Return what a validation case takes: the open slab of its logits, label maps in 64 bits, a batch."""
     voxels, classes = prod(shape), len(plan.labels)
     sweep = plan_sweep(shape, plan.patch_size, slice_axis=plan.slice_axis, batch_size=plan.batch_size)
     windows = plan.batch_size * prod(plan.patch_size)
     # Without autograd a map goes as soon as the next is there; a third of them stays for the skip connections.
     running = ceil(OVERHEAD * kept.a_voxel * windows / 3)
-    return 4 * classes * (voxels + sweep.slab_voxels) + 26 * voxels + 8 * classes * windows + running
+    return 4 * classes * sweep.slab_voxels + 26 * voxels + 8 * classes * windows + running
 
 
 def build_probe(plan: Plan, config: ExperimentConfig, precision: str) -> tuple[Kept, int]:

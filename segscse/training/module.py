@@ -11,7 +11,7 @@ from torch import nn
 
 from segscse.config import OptimConfig
 from segscse.data.plan import Plan
-from segscse.inference.sliding_window import predict_volume
+from segscse.inference.sliding_window import classify_volume
 from segscse.nets.dims import channels_last
 from segscse.ranks import ALONE, Group
 from segscse.training.clock import RunClock
@@ -61,7 +61,7 @@ class SegModule(pl.LightningModule):
         """
         if not batch:
             return
-        logits = predict_volume(
+        predicted = classify_volume(
             batch["image"],
             self.forward,
             window=self.plan.patch_size,
@@ -69,8 +69,7 @@ class SegModule(pl.LightningModule):
             slice_axis=self.plan.slice_axis,
             batch_size=self.plan.batch_size,
         )
-        predicted, reference = logits.argmax(dim=0), batch["label"].long()
-        n_labels = len(self.plan.labels)
+        reference, n_labels = batch["label"].long(), len(self.plan.labels)
         dice = compute_dice(
             predicted[None, None], reference[None, None], include_background=False, num_classes=n_labels
         )

@@ -29,7 +29,7 @@ from segscse.data.sampling import PatchSampler, cut_size
 from segscse.data.split import Split
 from segscse.data.store import CaseStore
 from segscse.errors import Interrupted
-from segscse.files import only_writer, write_json
+from segscse.files import only_writer, read_json, write_json
 from segscse.hardware import keep_freed_memory
 from segscse.inference.model_folder import ModelFolder, save_model
 from segscse.inference.sliding_window import OVERLAP, window_starts
@@ -38,14 +38,14 @@ from segscse.nets.dims import network_to_channels_last
 from segscse.ranks import ALONE, Group, deal_by_size
 from segscse.training.averaging import AveragedWeights, weight_average
 from segscse.training.callbacks import RunKeeper, RunProgress
-from segscse.training.checkpoints import WholeCheckpoints, step_of
+from segscse.training.checkpoints import WholeCheckpoints, step_of, take_for_last
 from segscse.training.clock import RunClock
 from segscse.training.ddp import ddp_strategy, refuse_shared_gpus
 from segscse.training.display import run_html
 from segscse.training.log import FILE, MetricsTable
 from segscse.training.loggers import GuardedLogger, open_loggers
 from segscse.training.module import SegModule
-from segscse.training.setup import RunRequest, RunSetup, counted, set_up, warn
+from segscse.training.setup import RESUMED, RunRequest, RunSetup, counted, set_up, warn
 from segscse.training.signals import StopRequest
 from segscse.training.tensorboard import ValidationPictures
 from segscse.types import Progress
@@ -91,6 +91,7 @@ def train_run(
     console: Console | None = None,
     group: Group = ALONE,
     runs: int = 1,
+    beside: int = 1,
 ) -> Run:
     """Train one fold and leave a run folder.
 
@@ -111,6 +112,7 @@ def train_run(
         console: where progress is shown; nowhere if not given.
         group: the processes that share the run, all of which call this.
         runs: runs like this one that the disk has to hold, such as the folds of a cross-validation.
+        beside: runs like this one that share the machine's memory at a time, this one among them.
 
     Raises:
         InputError: the data set, the configuration or the folder cannot be used, or memory or disk are too small.
@@ -119,7 +121,7 @@ def train_run(
     if console is None or not group.first:
         console = Console(stderr=True, quiet=True)
     _quiet_lightning()
-    request = RunRequest(dataset, folder, config, labels, fold, budget, resume, cache, runs)
+    request = RunRequest(dataset, folder, config, labels, fold, budget, resume, cache, runs, beside)
     with ExitStack() as held:
 
         def begin() -> RunSetup:
@@ -177,7 +179,12 @@ def _fit(setup: RunSetup, console: Console, group: Group) -> RunKeeper:
 def _write_beginnings(setup: RunSetup) -> None:
     """Write what the run was started with."""
     save_config(setup.folder / "config.yaml", setup.config)
-    if setup.checkpoint is None:
+    if setup.checkpoint is not None:
+        take_for_last(setup.checkpoint)
+        if RESUMED in setup.record:
+            saved = read_json(setup.folder / "run.json")
+            write_json(setup.folder / "run.json", {**saved, RESUMED: setup.record[RESUMED]})
+    else:
         save_plan(setup.folder / "plan.json", setup.planned.plan)
         write_json(setup.folder / "fingerprint.json", setup.planned.fingerprint.to_json())
         write_json(setup.folder / "run.json", setup.record)

@@ -22,9 +22,9 @@ from segscse.files import LOCK, is_temporary, read_json, remove_leftovers
 from segscse.hardware import pick_device, pick_precision, versions
 from segscse.kernels.warm_up import compiling
 from segscse.limits import require_disk
-from segscse.nets.build import check_attention, network_arguments, without_axes
+from segscse.nets.build import build_unet, check_attention, network_arguments, without_axes
 from segscse.training.checkpoints import FOLDER, has_checkpoint, sound_checkpoint
-from segscse.training.ddp import refuse_odd_parts
+from segscse.training.ddp import refuse_odd_parts, refuse_running_statistics
 from segscse.training.loggers import check_loggers
 from segscse.training.memory import require_room
 from segscse.training.untrusted import refuse_foreign
@@ -45,6 +45,9 @@ BEGINNINGS = (
     "tensorboard",
     "wandb",
 )
+# What a run may go on with otherwise than it was started with, and the record's list of when it did.
+MADE_WITH = ("versions", "device", "precision")
+RESUMED = "resumed_with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class RunRequest:
     resume: bool
     cache: Path | None
     runs: int
+    beside: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +132,15 @@ def set_up(request: RunRequest, console: Console, held: ExitStack, world: int = 
     network = network_arguments(planned.plan, config.model)
     if request.resume and _has_axes_of_names(folder):
         network = without_axes(network)
+    if world > 1:
+        refuse_running_statistics(build_unet(network), world)
     record = _record(planned, split, device, precision) | {"processes": world, "attention": network["attention"]}
     cache = request.cache or folder / "cache"
     setup = RunSetup(folder, config, planned, split, device, precision, network, record, cache)
-    for text in require_room(planned, split, config, device, precision, folder, cache=request.cache, runs=request.runs):
+    many = {"runs": request.runs, "beside": request.beside}
+    for text in require_room(planned, split, config, device, precision, folder, cache=request.cache, **many):
         warn(console, text)
-    return replace(setup, checkpoint=_checkpoint(setup, console)) if request.resume else setup
+    return _resumed(setup, console) if request.resume else setup
 
 
 def warn(console: Console, text: str) -> None:
@@ -211,24 +218,35 @@ def _resumed_config(folder: Path, config: ExperimentConfig, length: str | None) 
     return replace(saved, train=replace(saved.train, max_steps=config.train.max_steps or steps))
 
 
-def _checkpoint(setup: RunSetup, console: Console) -> Path | None:
-    """Return the checkpoint that a run goes on from; None if it was killed before the first one.
+def _resumed(setup: RunSetup, console: Console) -> RunSetup:
+    """Return the setup with the checkpoint that the run goes on from; as it is if it was killed before the first one.
+
+    Where versions, device or precision are no longer those before, the record says from when on.
 
     Raises:
         InputError: it was started with other data, or there is no sound checkpoint.
     """
     if _only_begun(setup.folder):
         warn(console, f"{setup.folder}: has no checkpoint yet; the run starts from the beginning")
-        return None
+        return setup
     _refuse_other_data(setup)
-    before, now = read_json(setup.folder / "run.json").get("versions", {}), setup.record["versions"]
+    saved = read_json(setup.folder / "run.json")
+    resumed = saved.get(RESUMED, [])
+    before, now = _made_with(resumed[-1] if resumed else saved), _made_with(setup.record)
     if other := [f"{name} {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]:
-        warn(console, f"{setup.folder}: was started with {'; '.join(other)}: results may differ a little")
+        warn(console, f"{setup.folder}: was run with {'; '.join(other)}: results may differ a little")
+        resumed = [*resumed, {name: setup.record[name] for name in ("created", *MADE_WITH)}]
     checkpoint, problem = sound_checkpoint(setup.folder)
     if problem:
         warn(console, problem)
     refuse_foreign(checkpoint)
-    return checkpoint
+    record = setup.record | ({RESUMED: resumed} if resumed else {})
+    return replace(setup, checkpoint=checkpoint, record=record)
+
+
+def _made_with(record: dict[str, Any]) -> dict[str, Any]:
+    """Return by name what numbers may depend on: versions, device and precision."""
+    return {**record.get("versions", {}), "device": record.get("device"), "precision": record.get("precision")}
 
 
 def _has_axes_of_names(folder: Path) -> bool:

@@ -177,8 +177,10 @@ def gate_weights(network: torch.nn.Module) -> Iterator[dict[str, GateStatistics]
         return hook
 
     for name, module in network.named_modules():
-        if isinstance(module, AttentionBlock) and not any(name.startswith(f"{parent}.") for parent in outer):
-            outer.append(name)
+        if not isinstance(module, AttentionBlock) or any(name.startswith(f"{parent}.") for parent in outer):
+            continue
+        outer.append(name)
+        if not module.pairs_positions:  # that affinity matrix may be larger than all else
             handles.append(module.register_forward_hook(listen(name)))
     try:
         yield found

@@ -19,6 +19,7 @@ import torch
 from segscse.config import ExperimentConfig
 from segscse.data.augment import augment_batch
 from segscse.data.plan import Plan
+from segscse.data.transforms import label_dtype
 from segscse.hardware import autocast, keep_freed_memory
 from segscse.limits import peak_bytes, resident_bytes
 from segscse.nets.build import build_unet, network_arguments
@@ -95,8 +96,8 @@ def _trial(
     shape = (plan.batch_size, len(plan.channels), *cut)
     generator = torch.Generator(device).manual_seed(config.train.seed)
     image = torch.randn(shape, generator=generator, device=device)
-    label = torch.randint(len(plan.labels), (shape[0], *cut), generator=generator, device=device, dtype=torch.uint8)
-
+    kind = label_dtype(len(plan.labels))
+    label = torch.randint(len(plan.labels), (shape[0], *cut), generator=generator, device=device, dtype=kind)
     draws = [np.random.default_rng([config.train.seed, number]) for number in range(plan.batch_size)]
 
     def step() -> None:

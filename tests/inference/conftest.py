@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from tiny import dataset, tiny_case, trained  # noqa: F401, fixtures
+from tiny import dataset, learned, tiny_case, trained  # noqa: F401, fixtures
 from volumes import write_volume
 
 

@@ -91,6 +91,19 @@ def test_a_quantised_model_says_so_and_segments_nearly_as_pytorch(trained, datas
     assert (ours - theirs).square().mean().sqrt() < 0.5 * theirs.std()
 
 
+def test_a_model_that_has_learned_is_quantised_within_the_limits_that_ship(learned, dataset, tmp_path):
+    pytest.importorskip("nncf", reason="the extra int8 is not installed")
+    scans = sorted((dataset / "imagesTr").glob("*.nii.gz"))
+    (graph,) = export_model(learned.folder, tmp_path / "m", precision="int8", calibrate=scans).engines
+    assert graph.parity["int8"]["foreground"] > 100
+    image, label = tiny_case(50)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    ours, theirs = (
+        load(tmp_path / "m", engine=engine).predict((image, affine)).array for engine in ("openvino", "torch")
+    )
+    assert (ours != theirs).sum() < 0.02 * (label > 0).sum()
+
+
 def test_auto_takes_int8_that_computes_what_was_exported_however_far_from_made_up_windows(
     trained, dataset, tmp_path, monkeypatch
 ):

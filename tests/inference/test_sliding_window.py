@@ -8,12 +8,14 @@ from naive import naive_logits
 from segscse.errors import InputError
 from segscse.inference.sliding_window import (
     axis_weights,
+    classify_volume,
     mirrored,
     plan_sweep,
     predict_volume,
     stream_logits,
     window_starts,
 )
+from segscse.tensor_bytes import TensorBytes
 
 
 def _constant(x):
@@ -304,6 +306,25 @@ class TestMirroring:
 
     def test_without_axes_is_the_network_itself(self):
         assert mirrored(_constant, [], 2) is _constant
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 30), (23, 16, 9), (40, 20, 31)])
+@pytest.mark.parametrize(("window", "slice_axis"), [((8, 8, 8), None), ((8, 8), 0), ((8, 8), 2)])
+def test_classes_are_those_of_the_largest_logits(shape, window, slice_axis):
+    network = (torch.nn.Conv2d if slice_axis is not None else torch.nn.Conv3d)(2, 5, 3, padding=1)
+    arguments = {"window": window, "n_classes": 5, "slice_axis": slice_axis, "batch_size": 3}
+    x = torch.randn(2, *shape)
+    with torch.no_grad():
+        classes, logits = classify_volume(x, network, **arguments), predict_volume(x, network, **arguments)
+    assert classes.dtype == torch.int64
+    assert torch.equal(classes, logits.argmax(dim=0))
+
+
+def test_classes_are_found_without_all_logits_at_once():
+    x, n_classes = torch.zeros(1, 16, 16, 256), 40
+    with TensorBytes() as counter:
+        classify_volume(x, _constant_of(n_classes), window=(16, 16, 16), n_classes=n_classes)
+    assert counter.peak < 0.6 * 4 * n_classes * x.numel()
 
 
 def test_logits_are_single_precision_whatever_the_network_gives():

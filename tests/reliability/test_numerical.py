@@ -7,19 +7,20 @@ overflow: tests/training/test_run.py.
 """
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import tiny_config, tiny_plan
 
-from segscse.config import ExperimentConfig
+from segscse.config import ExperimentConfig, OptimConfig
 from segscse.data import fingerprint
 from segscse.data.sampling import PatchSampler
 from segscse.errors import InputError, SegscseError
 from segscse.files import is_temporary
 from segscse.inference.predictor import load
-from segscse.training import module
+from segscse.training.clock import RunClock
 from segscse.training.losses import dice_ce_loss
 from segscse.training.module import SegModule
 from segscse.training.run import train_run
@@ -180,4 +181,9 @@ class TestALossThatIsNoNumber:
 
 
 def test_the_loss_of_the_run_is_the_one_that_is_tested_here():
-    assert module.deep_supervision_loss.__globals__["dice_ce_loss"] is dice_ce_loss
+    logits, target = torch.randn(2, CLASSES, *SHAPE), _targets("some")
+    module = SegModule(torch.nn.Identity(), tiny_plan(), OptimConfig(), RunClock(1.0, 1, 1))
+    module.trainer = trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[])])
+    loss = module.training_step({"image": logits, "label": target}, 0)
+    assert len(trainer.optimizers) == 1  # the module keeps it by a weak reference
+    assert float(loss) == pytest.approx(_loss_in_64_bits(logits, target), rel=1e-5)

@@ -106,6 +106,7 @@ class TestTheCheckpoint:
         assert "warning:" in said
         assert str(last.name) in said
         assert "the run goes on from previous.ckpt" in said
+        assert [damage(stopped / "checkpoints" / name) for name in ("last.ckpt", "previous.ckpt")] == ["", ""]
         assert differences(training_state(whole), training_state(stopped)) == []
 
     def test_damaged_without_one_before_is_refused(self, dataset, stopped, fingerprints):
@@ -154,8 +155,24 @@ def test_another_version_of_torch_is_a_warning(dataset, stopped, whole):
     record = json.loads((stopped / "run.json").read_text())
     record["versions"]["torch"] = "1.13.1"
     (stopped / "run.json").write_text(json.dumps(record))
-    assert f"was started with torch 1.13.1, now {torch.__version__}: results may differ" in _resume(dataset, stopped)
+    assert f"was run with torch 1.13.1, now {torch.__version__}: results may differ" in _resume(dataset, stopped)
     assert differences(training_state(whole), training_state(stopped)) == []
+
+
+def test_another_device_and_precision_are_a_warning_and_on_record(dataset, stopped, whole):
+    now = json.loads((stopped / "run.json").read_text())
+    record = {**now, "device": "cuda", "precision": "bf16"}
+    (stopped / "run.json").write_text(json.dumps(record))
+    assert "was run with device cuda, now cpu; precision bf16, now fp32: results may" in _resume(dataset, stopped)
+    for place in (stopped / "run.json", stopped / "model" / "model.json"):
+        found = json.loads(place.read_text())
+        (resumed,) = (found if place.name == "run.json" else found["provenance"])["resumed_with"]
+        assert {name: resumed[name] for name in ("device", "precision", "versions")} == {
+            name: now[name] for name in ("device", "precision", "versions")
+        }
+    assert json.loads((stopped / "run.json").read_text())["precision"] == "bf16"  # that it was started with
+    assert "was run with" not in _resume(dataset, stopped)
+    assert "resumed_with" not in json.loads((whole / "run.json").read_text())
 
 
 def test_a_clock_that_is_set_back_changes_nothing(dataset, tmp_path, whole, at_step, monkeypatch):

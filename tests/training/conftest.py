@@ -1,1 +1,1 @@
-from tiny import dataset, trained  # noqa: F401, fixtures
+from tiny import dataset, learned, trained  # noqa: F401, fixtures

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 
 from segscse.errors import InputError
+from segscse.nets import UNet
 from segscse.ranks import ALONE, Group, Ranks
 from segscse.training import ddp
 
@@ -50,6 +51,18 @@ def test_a_process_trains_on_the_gpu_that_it_was_given(gpus, tmp_path, visible, 
     trainer = _trainer(tmp_path, "cuda", [chosen])
     assert trainer.strategy.root_device == torch.device("cuda", chosen)
     assert (trainer.world_size, trainer.global_rank, trainer.local_rank, trainer.node_rank) == (8, 7, 3, 1)
+
+
+def test_a_network_with_running_statistics_is_not_shared():
+    def network(attention):
+        sizes = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "features": (4, 8), "strides": (1, 2)}
+        return UNet(**sizes, attention=attention)
+
+    ddp.refuse_running_statistics(network("scse"), 2)
+    with_batch_norm = network({"encoder": ("cbam", {"norm": "batch"})})
+    ddp.refuse_running_statistics(with_batch_norm, 1)
+    with pytest.raises(InputError, match=r"encoder\.0\.\S+ keeps statistics of its batches, which 2 processes would"):
+        ddp.refuse_running_statistics(with_batch_norm, 2)
 
 
 def test_processes_on_the_cpu_are_counted_alike(tmp_path):

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tiny_plan, tiny_plan_2d
 
 from segscse.attention import build_attention
+from segscse.attention.danet import PositionAffinity
 from segscse.evaluation.scene import label_colour
 from segscse.nets import UNet
 from segscse.training.tensorboard import (
@@ -93,6 +94,15 @@ def test_what_multiplies_nothing_is_no_gate(name):
     with gate_weights(block) as gates, torch.no_grad():
         block(torch.randn(1, 16, 4, 4))
     assert gates == {}
+
+
+def test_no_affinity_matrix_is_made_to_be_thrown_away(monkeypatch):
+    made = []
+    monkeypatch.setattr(PositionAffinity, "gate", lambda block, x: made.append(x))
+    block = torch.nn.Sequential(build_attention("danet_pam", 16, spatial_dims=2))
+    with gate_weights(block), torch.no_grad():
+        block(torch.randn(1, 16, 4, 4))
+    assert made == []
 
 
 def test_parts_of_a_block_are_not_listed_on_their_own():

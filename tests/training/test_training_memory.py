@@ -167,11 +167,12 @@ class TestSmallerSettings:
         assert self._settings(trained, room) == "Give --data.batch-size 1"
 
     def test_then_a_smaller_patch(self, trained):
-        config = tiny_config(data={"max_patch_voxels": 16384})
-        planned = replace(trained.planned, plan=replace(trained.planned.plan, patch_size=(32, 32, 16)))
-        large = estimate_training(planned, trained.split, config, KEPT, 1000).total
-        said = smaller_settings(planned, trained.split, config, KEPT, 1000, int(memory.MOST * large * 0.98))
-        assert said.startswith("Give --data.batch-size 1")
+        config, kept = tiny_config(data={"max_patch_voxels": 16384, "cache_gb": 0.0}), Kept(10**6, 50_000.0)
+        plan = replace(trained.planned.plan, patch_size=(32, 32, 16), batch_size=1)
+        planned = replace(trained.planned, plan=replace(plan, batch_size=2))
+        large = estimate_training(replace(planned, plan=plan), trained.split, config, kept, 1000).total
+        said = smaller_settings(planned, trained.split, config, kept, 1000, int(memory.MOST * large * 0.98))
+        assert said == "Give --data.batch-size 1 --data.max-patch-voxels 8192"
 
     def test_or_nothing_helps(self, trained):
         assert self._settings(trained, 1).startswith("Free memory")
@@ -181,6 +182,12 @@ class TestRequireRoom:
     def _room(self, trained, folder, **options):
         config = tiny_config()
         return require_room(trained.planned, trained.split, config, CPU, "fp32", folder, **options)
+
+    def test_runs_beside_each_other_have_a_part_of_the_memory_each(self, trained, tmp_path, monkeypatch):
+        monkeypatch.setattr(limits, "memory", lambda: Memory(10**9, 900 * 10**6, 0, "machine"))
+        assert self._room(trained, tmp_path / "run", beside=3) == []
+        (warning,) = self._room(trained, tmp_path / "run", beside=4)
+        assert "0.25 GB can be had" in warning
 
     def test_says_nothing_where_all_fits(self, trained, tmp_path):
         assert self._room(trained, tmp_path / "run") == []
