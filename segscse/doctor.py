@@ -135,7 +135,11 @@ def diagnose(
     chosen = config or ExperimentConfig()
     if budget is not None:
         chosen = replace(chosen, train=replace(chosen.train, budget=budget, max_steps=None))
-    findings = machine_findings(machine)
+    try:
+        computes_on = pick_device(chosen.train.device).type
+    except InputError:  # said below, where there is something to train on
+        computes_on = chosen.train.device
+    findings = machine_findings(machine, computes_on)
     forecast = None
     if dataset is not None:
         try:
@@ -149,8 +153,8 @@ def diagnose(
     return Diagnosis(machine, forecast, tuple(findings))
 
 
-def machine_findings(machine: Machine) -> list[Finding]:
-    """Return what is wrong with a machine whatever the data set."""
+def machine_findings(machine: Machine, computes_on: str = "cpu") -> list[Finding]:
+    """Return what is wrong with a machine whatever the data set, when this kind of device computes."""
     found: list[Finding] = []
     disk, kernels = machine.disk, machine.kernels
     if not disk.writable:
@@ -160,7 +164,8 @@ def machine_findings(machine: Machine) -> list[Finding]:
         found.append(Finding("error", f"torch {old} is older than {wanted}", f"pip install 'torch>={wanted}'"))
     if not kernels.run:
         problem = f"the CPU kernels do not work here ({kernels.problem})"
-        found.append(Finding("error", problem, "Reinstall numba; a CUDA device needs no such kernels"))
+        level: Literal["error", "warning"] = "error" if computes_on == "cpu" else "warning"
+        found.append(Finding(level, problem, "Reinstall numba; other devices need no such kernels"))
     elif kernels.cache is None:
         problem = "compiled kernels cannot be kept, so every training waits some ten seconds for them"
         found.append(Finding("warning", problem, "Set NUMBA_CACHE_DIR to a folder that you alone can write to"))

@@ -96,6 +96,14 @@ class TestMachine:
         assert problem in str(found)
         assert found.remedy
 
+    def test_broken_cpu_kernels_stop_no_gpu(self, machine):
+        broken = replace(machine, kernels=Kernels(False, "no compiler", "", None))
+        levels = [
+            next(found.level for found in machine_findings(broken, device) if "CPU kernels" in found.problem)
+            for device in ("cpu", "cuda")
+        ]
+        assert levels == ["error", "warning"]
+
     def test_an_old_torch_is_an_error(self, machine):
         old = replace(machine, versions={**machine.versions, "torch": "2.9.1+cpu"})
         assert "torch 2.9.1+cpu is older than 2.10" in str(machine_findings(old)[0])

@@ -27,7 +27,6 @@ from segscse.types import Progress
 FOREGROUND_SAMPLES = 2000
 # Times a map that its labels' boxes may cover where pieces are counted: a hundred organs cover a few, noise very many.
 MOST_BOXES = 20
-_CHUNK = 2**20
 MEANT = "Correct the file if this is not meant"
 
 
@@ -58,7 +57,8 @@ class CaseFacts:
         whole_numbers: of each channel, whether every sampled intensity is a whole number, as CT numbers are.
         content: SHA-256 of the images' voxels; equal content under two names is a leak between folds.
         placed: digest of where image and labels lie: both affines, and the label map's voxels.
-        shuffled: the same for copies whose voxels stand in another order or type; see `shuffled_digest`.
+        turned: the same for copies that are mirrored, turned or of another type, see `turned_digest`; empty for a scan
+            that is the same everywhere.
     """
 
     case: str
@@ -75,7 +75,7 @@ class CaseFacts:
     whole_numbers: tuple[bool, ...]
     content: str
     placed: str
-    shuffled: str
+    turned: str
 
 
 def examine_dataset(
@@ -193,6 +193,7 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
         centres = label_centres_mm(canonical, spacing_of(label_affine))
         foreground = from_canonical(canonical, reference.affine) > 0
     volumes = [reference] if label is None else [reference, label]
+    extremes = tuple((float(channel.min()), float(channel.max())) for channel in flat)
     found = int(np.count_nonzero(foreground))
     total = found or flat.shape[1]
     picks = np.linspace(0, total - 1, min(FOREGROUND_SAMPLES, total)).astype(np.int64)
@@ -208,11 +209,12 @@ def _facts(case: Case, channels: np.ndarray, reference: Volume, label: Volume | 
         label_centres_mm=centres,
         coarse=coarse_image(np.moveaxis(array, -1, 0)),
         samples=samples,
-        extremes=tuple((float(channel.min()), float(channel.max())) for channel in flat),
+        extremes=extremes,
         whole_numbers=tuple(bool(np.equal(channel, np.rint(channel)).all()) for channel in samples),
         content=_sha256(channels),
         placed=digest([[item.affine.tolist() for item in volumes], [_sha256(item.array) for item in volumes[1:]]]),
-        shuffled=shuffled_digest(channels),
+        # Two scans without any contrast, such as blank slices, are no copies of one another.
+        turned=turned_digest(channels) if any(low < high for low, high in extremes) else "",
     )
 
 
@@ -220,24 +222,35 @@ def _sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
-def shuffled_digest(channels: np.ndarray) -> str:
-    """Return a digest of `(C, X, Y, Z)` voxels that their order and data type do not change.
+def turned_digest(channels: np.ndarray) -> str:
+    """Return a digest of `(C, X, Y, Z)` voxels that no mirroring, turn by right angles or other data type changes.
 
-    So a copy that is mirrored, turned by right angles, stored along other axes or as another type is found. It is
-    made of the sums of the first three powers of the float32 bit patterns, modulo 2^64, which scans share by chance
-    about once in 2^64 pairs.
+    So a copy that is mirrored, turned, stored along other axes or as another type is found. It is made of the float32
+    bit patterns, modulo 2^64: their sums over every plane across each axis, read from the end at which they are
+    smaller, and the sums of their squares and cubes. Scans with the same values in other places, such as masks of one
+    size, differ in the planes.
     """
-    parts: list[int] = sorted(channels.shape[1:])
+    planes: list[list[np.ndarray]] = [[], [], []]  # by axis, a row of sums for each channel
+    powers: list[int] = []
     for channel in channels:
-        flat = channel.reshape(-1)
-        for start in range(0, flat.size, _CHUNK):
-            bits = (flat[start : start + _CHUNK].astype(np.float32) + 0.0).view(np.uint32).astype(np.uint64)
+        slowest = int(np.argmax(np.abs(channel.strides)))  # along it, planes are contiguous and copies of them small
+        axes = [slowest, *(axis for axis in range(3) if axis != slowest)]
+        sums = [np.zeros(channel.shape[axis], np.uint64) for axis in axes]
+        squares = cubes = 0
+        for number, plane in enumerate(np.moveaxis(channel, slowest, 0)):
+            bits = (plane.astype(np.float32) + 0.0).view(np.uint32).astype(np.uint64)
+            across = bits.sum(axis=1, dtype=np.uint64)
+            sums[0][number] = across.sum(dtype=np.uint64)
+            sums[1] += across
+            sums[2] += bits.sum(axis=0, dtype=np.uint64)
             square = bits * bits
-            sums = [int(power.sum(dtype=np.uint64)) for power in (bits, square, square * bits)]
-            parts += sums if start == 0 else []
-            if start:
-                parts[-3:] = [(old + new) % 2**64 for old, new in zip(parts[-3:], sums, strict=True)]
-    return digest(parts)
+            squares += int(square.sum(dtype=np.uint64))
+            cubes += int((square * bits).sum(dtype=np.uint64))
+        for axis, found in zip(axes, sums, strict=True):
+            planes[axis].append(found)
+        powers += [squares % 2**64, cubes % 2**64]
+    rows = [np.stack(of_axis) for of_axis in planes]
+    return digest([sorted(min(row.tolist(), row[:, ::-1].tolist()) for row in rows), powers])
 
 
 def _across_cases(facts: Sequence[CaseFacts], index: DatasetIndex) -> list[Finding]:
@@ -259,9 +272,9 @@ def _across_cases(facts: Sequence[CaseFacts], index: DatasetIndex) -> list[Findi
 
 
 def twins_of(facts: Sequence[CaseFacts]) -> list[tuple[str, str]]:
-    """Return each case that holds an earlier one's voxels, in whatever order and type, with that earlier one."""
+    """Return each case that holds an earlier one's voxels, however turned, of whatever type, with that earlier one."""
     seen: dict[str, str] = {}
-    pairs = [(fact.case, seen.setdefault(fact.shuffled, fact.case)) for fact in facts]
+    pairs = [(fact.case, seen.setdefault(fact.turned, fact.case)) for fact in facts if fact.turned]
     return [(case, twin) for case, twin in pairs if case != twin]
 
 

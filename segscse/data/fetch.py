@@ -97,9 +97,9 @@ def fetch_archive(
 ) -> Path:
     """Download the tar archive at `url`, verify it, and unpack it to the folder of the same name in `out`.
 
-    The download lies in `NAME.tar.part` until its checksum is right, then in `NAME.tar`, which is removed at
-    the end; a `NAME.tar` that is there already (brought by hand, say) is verified, used and kept. The folder
-    `NAME` appears last, by a rename.
+    The download lies in `NAME.tar.part` until it is complete, then in `NAME.tar.whole`, which is removed at
+    the end; a `NAME.tar` that is there (brought by hand) is verified, used and kept. The folder `NAME` appears last, by
+    a rename.
 
     Args:
         url: address of an uncompressed tar archive that holds one folder, `NAME`, in the MSD layout.
@@ -114,7 +114,7 @@ def fetch_archive(
     """
     out = Path(out)
     name = _archive_name(url)
-    folder, archive, part = out / name, out / f"{name}.tar", out / f"{name}.tar.part"
+    folder, archive, part, whole = out / name, *(out / f"{name}.tar{end}" for end in ("", ".part", ".whole"))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with only_one(out / f".{name}.lock", "another process is fetching this"):
@@ -124,8 +124,10 @@ def fetch_archive(
                 _verify(archive, md5, remedy="Delete or replace it")
                 _install(archive, folder, max_bytes=max_bytes)
             else:
-                _download(url, part, max_bytes=max_bytes, connection=connection, progress=progress)
-                _install_download(part, md5, folder, max_bytes=max_bytes)
+                if not whole.exists():
+                    _download(url, part, max_bytes=max_bytes, connection=connection, progress=progress)
+                    os.replace(part, whole)
+                _install_download(whole, md5, folder, max_bytes=max_bytes)
     except OSError as error:
         raise InputError(
             f"cannot be written ({error.strerror or error})",
@@ -247,18 +249,15 @@ def _archive_name(url: str) -> str:
 # ── Verify ──
 
 
-def _install_download(part: Path, md5: str, folder: Path, *, max_bytes: int) -> None:
-    """Verify and install a finished download; only a failing disk leaves the archive, to go on from."""
-    archive = part.with_suffix("")
+def _install_download(whole: Path, md5: str, folder: Path, *, max_bytes: int) -> None:
+    """Install a finished download; only a failing disk or a stop leaves it, to go on from."""
     try:
-        _verify(part, md5, remedy="The download was removed; run it again")
-        os.replace(part, archive)
-        _install(archive, folder, max_bytes=max_bytes)
+        _verify(whole, md5, remedy="The download was removed; run it again")
+        _install(whole, folder, max_bytes=max_bytes)
     except InputError:
-        part.unlink(missing_ok=True)
-        archive.unlink(missing_ok=True)
+        whole.unlink(missing_ok=True)
         raise
-    archive.unlink()
+    whole.unlink()
 
 
 def _verify(path: Path, md5: str, *, remedy: str) -> None:

@@ -11,6 +11,9 @@ MAX_VOXELS = 1_000_000
 # Of the cases that have both labels, how many must agree; of their distance, how much must lie along the axis.
 AGREEMENT = 0.9
 ALONG = 0.9
+# How often two labels must be seen together, and in which share of all scans.
+LEAST_CASES = 3
+LEAST_SHARE = 0.1
 # Volumes of partners differ by no more than this factor.
 LIKE_SIZE = 2.0
 
@@ -46,7 +49,8 @@ def find_sided(
 
     A pair counts in a case when its volumes differ by a factor of at most 2, its distance is at least the radius of a
     ball of the larger one's volume, and 0.9 of the distance lies along the axis; 0.9 of the cases that have both must
-    agree.
+    agree. A data set of many scans must show them together in 3, and in a tenth of all: lesions of two kinds that are
+    seen together once lie beside each other by chance.
 
     Args:
         centres: of each case's labels, see `label_centres_mm`.
@@ -68,9 +72,10 @@ def find_sided(
             likeness = _likeness(where, size, axis)
             beside[axis][block] += likeness
             agreeing[axis][block] += likeness > 0
+    enough = together >= max(min(LEAST_CASES, len(centres)), LEAST_SHARE * len(centres))
     found = {}
     for axis in range(3):
-        always = (beside[axis] > 0) & (agreeing[axis] >= AGREEMENT * together)
+        always = enough & (beside[axis] > 0) & (agreeing[axis] >= AGREEMENT * together)
         if always.any():
             first, second = np.unravel_index(
                 np.argmax(np.where(always, beside[axis] / np.maximum(together, 1), 0)), always.shape

@@ -170,6 +170,9 @@ def load_probabilities(pair: CasePair, ref: LabelMap, n_channels: int) -> np.nda
         array, affine, file = volume.array, volume.affine, pair.probabilities
     else:
         array, affine, file = np.asarray(pair.probabilities), None, None
+    if array.ndim == 4:
+        turned = in_order_of(ref, LabelMap(array, affine, str(file)))
+        array, affine = turned.array, turned.affine
     if array.shape != wanted:
         raise InputError(
             f"probabilities must have shape {wanted}: the reference's, then background and each label, "
@@ -284,13 +287,16 @@ def _where(source: Any) -> str | None:
 
 
 def in_order_of(ref: LabelMap, pred: LabelMap) -> LabelMap:
-    """Return a prediction in the reference's order of axes, where only this differs."""
-    if ref.affine is None or pred.affine is None or {ref.array.ndim, pred.array.ndim} != {3}:
+    """Return a prediction `(X, Y, Z)`, or its probabilities `(X, Y, Z, K)`, in the reference's order of axes.
+
+    One that differs in anything else stays as it is.
+    """
+    if ref.affine is None or pred.affine is None or ref.array.ndim != 3 or pred.array.ndim not in (3, 4):
         return pred
-    if not same_grid(pred.array.shape, pred.affine, ref.array.shape, ref.affine):
+    if not same_grid(pred.array.shape[:3], pred.affine, ref.array.shape, ref.affine):
         return pred
     canonical, affine = to_canonical(pred.array, pred.affine)
-    if same_grid(canonical.shape, affine, *canonical_grid(ref.array.shape, ref.affine)):
+    if same_grid(canonical.shape[:3], affine, *canonical_grid(ref.array.shape, ref.affine)):
         return pred
     return replace(pred, array=np.ascontiguousarray(from_canonical(canonical, ref.affine)), affine=ref.affine)
 

@@ -128,10 +128,14 @@ def bland_altman(rows: pd.DataFrame, cases: Mapping[str, int], groups: Sequence[
     x_ticks = nice_ticks(float(mean.min()), float(mean.max()))
     y_ticks = nice_ticks(min(float(difference.min()), limits[0], 0.0), max(float(difference.max()), limits[1], 0.0))
     x, y = _Scale(x_ticks[0], x_ticks[-1], 100.0), _Scale(y_ticks[0], y_ticks[-1], 100.0)
+    inside = (difference >= limits[0]) & (difference <= limits[1])
+    by_rank = [place for place in np.argsort(difference, kind="stable") if inside[place]]
+    chosen = sorted([*_thinned(by_rank, MAX_POINTS // 4), *np.flatnonzero(~inside)])  # those outside are all read
     points = [
         Point(x.at(at), 100 - y.at(gap), cases[str(case)], f"{case}: mean {at:.3g} ml, difference {gap:+.3g} ml")
-        for case, at, gap in _thinned(list(zip(kept["case"], mean, difference, strict=True)), MAX_POINTS // 4)
+        for case, at, gap in zip(kept["case"].iloc[chosen], mean[chosen], difference[chosen], strict=True)
     ]
+    drawn = "" if len(points) == len(kept) else f" {len(points)} of them have a point: of those within, evenly by rank."
     return BlandAltman(
         name=str(rows["name"].iloc[0]),
         colour=label_colour(int(rows["label"].iloc[0])),
@@ -142,7 +146,7 @@ def bland_altman(rows: pd.DataFrame, cases: Mapping[str, int], groups: Sequence[
         limits=(100 - y.at(limits[1]), 100 - y.at(limits[0])),
         summary=(
             f"{len(kept)} cases. Bias {bias:+.3g} ml{interval}, limits of agreement {limits[0]:+.3g} to "
-            f"{limits[1]:+.3g} ml (bias ± 1.96 SD)."
+            f"{limits[1]:+.3g} ml (bias ± 1.96 SD).{drawn}"
         ),
         points=tuple(points),
     )

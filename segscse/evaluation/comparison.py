@@ -34,12 +34,13 @@ FEW_CASES = 10
 # Metrics that are undefined where both masks are empty, and nowhere else.
 _UNDEFINED_WHERE_EMPTY = (*DISTANCES, "dice", "iou", "nsd", "nsd_area", "volume_similarity", "lesion_f1")
 METHOD = (
-    "Differences are paired by case. Intervals: 95 % BCa bootstrap of the mean difference over cases, or over subjects "
-    "where they are known, widened for few of them (Efron 1987; Hesterberg 2015). p: Wilcoxon signed-rank, two-sided, "
-    "after Holm's correction over the rows of the same table. Effect: matched-pairs rank-biserial correlation. A "
-    "difference counts as shown when the interval leaves out 0 and the corrected p is below 0.05. An infinite distance "
-    "(one mask is empty) counts as the image's diagonal; a score that one side lacks leaves the row of its label, and "
-    "the findings say so. Ranks: by the mean, with the cases redrawn 9999 times (Wiesenfarth et al. 2021)."
+    "Differences are paired by case. Intervals: 95 % BCa bootstrap of the mean difference over cases, or over "
+    "subjects where they are known, widened for few of them (Efron 1987; Hesterberg 2015). p: Wilcoxon signed-rank, "
+    "two-sided, after Holm's correction over the foreground's rows, and apart from these over the labels'. Effect: "
+    "matched-pairs rank-biserial correlation. A difference counts as shown when the interval leaves out 0 and the "
+    "corrected p is below 0.05. An infinite distance (one mask is empty) counts as the image's diagonal; a score that"
+    " one side lacks leaves the row of its label, and the findings say so. Ranks: by the mean, with the cases redrawn"
+    " 9999 times (Wiesenfarth et al. 2021)."
 )
 Pairs = Literal["first", "all"]
 
@@ -55,6 +56,8 @@ class Comparison:
         by_label: one per pair and label; corrected by Holm together.
         ranking: the sides by their mean foreground value, and how stable that order is; None when neither direction
             of the metric is better.
+        counted_apart: for each of `foreground`, how many scores of a label only its first and only its second side
+            lacks in cases that count there.
         convention_version: of the scores; None where the tables do not say.
         nsd_tolerance_mm: of NSD, one for all labels or by label, likewise.
     """
@@ -64,6 +67,7 @@ class Comparison:
     foreground: tuple[PairedDifference, ...]
     by_label: tuple[PairedDifference, ...]
     ranking: Ranking | None
+    counted_apart: tuple[tuple[int, int], ...]
     convention_version: int | None = None
     nsd_tolerance_mm: float | dict[str, float] | None = None
 
@@ -159,14 +163,14 @@ class Comparison:
         notes = []
         if 2 <= pair.n_units < FEW_CASES:
             notes.append(f"only {units_in_words(pair.n, pair.n_units)}: the interval is likely too narrow")
-        rows = self._labels_of(pair)
+        apart = self.counted_apart[self.foreground.index(pair)]
         for side, other, lost, by_label in (
-            (pair.a, pair.b, pair.n_only_a_undefined, sum(row.n_only_a_undefined for row in rows)),
-            (pair.b, pair.a, pair.n_only_b_undefined, sum(row.n_only_b_undefined for row in rows)),
+            (pair.a, pair.b, pair.n_only_a_undefined, apart[0]),
+            (pair.b, pair.a, pair.n_only_b_undefined, apart[1]),
         ):
             # A score that one side lacks leaves the row of its label, and the foreground only where it is the case's
             # only one: the other side's mean has it.
-            kinds = (("not counted", lost), ("counted here, not by label", by_label - lost))
+            kinds = (("not counted", lost), ("counted here, not by label", by_label))
             notes += [f"{how}: {self._lacking(side, other, count)}" for how, count in kinds if count]
         return "; ".join([pair.verdict, *notes])
 
@@ -241,7 +245,15 @@ def compare(
         for label, name in labels.items()
     ]
     ranking = _rank(pd.concat(cases, axis=1, keys=range(len(sides))).sort_index(), sides, chosen, known)
-    return Comparison(metric, sides, correct(foreground), correct(per_label), ranking, **conventions)
+    apart = tuple(_counted_apart(by_label[i], by_label[j]) for i, j in compared)
+    return Comparison(metric, sides, correct(foreground), correct(per_label), ranking, apart, **conventions)
+
+
+def _counted_apart(a: pd.DataFrame, b: pd.DataFrame) -> tuple[int, int]:
+    """Return how many scores only a, and only b, lacks in the cases of which both sides have some score."""
+    counted = a.notna().any(axis=1) & b.notna().any(axis=1)
+    lacking = a[counted].isna(), b[counted].isna()
+    return int((lacking[0] & ~lacking[1]).to_numpy().sum()), int((lacking[1] & ~lacking[0]).to_numpy().sum())
 
 
 def _names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:

@@ -74,7 +74,7 @@ def decision(found: Mapping[int, PairedDifference]) -> dict[str, Any]:
             "label": label,
             "name": row.what,
             "cases": row.n,
-            "cases_changed": row.wins + row.losses,
+            "cases_changed" if row.n == row.n_units else "subjects_changed": row.wins + row.losses,
             "dice_as_predicted": _finite(row.mean_a),
             "dice_largest_piece": _finite(row.mean_b),
             "difference": _finite(row.difference),

@@ -30,6 +30,7 @@ class Metric:
         unit: "mm", "ml" or nothing.
         better: which values are better.
         bounded: whether it lies in 0..1.
+        digits: decimal places that a table shows.
     """
 
     column: str
@@ -37,11 +38,7 @@ class Metric:
     unit: str = ""
     better: Better = "higher"
     bounded: bool = True
-
-    @property
-    def digits(self) -> int:
-        """Decimal places that a table shows."""
-        return 3 if self.bounded else 2
+    digits: int = 3
 
     def text(self, value: float, digits: int | None = None, *, sign: bool = False) -> str:
         """Return a value with its unit: a dash when undefined."""
@@ -54,7 +51,7 @@ class Metric:
 
 
 def _distance(column: str, title: str) -> Metric:
-    return Metric(column, title, "mm", "lower", bounded=False)
+    return Metric(column, title, "mm", "lower", bounded=False, digits=2)
 
 
 METRICS: dict[str, Metric] = {
@@ -72,12 +69,13 @@ METRICS: dict[str, Metric] = {
         _distance("assd_mm", "ASSD"),
         _distance("masd_mm", "MASD"),
         Metric("volume_similarity", "Volume similarity"),
-        Metric("volume_diff_ml", "Absolute volume difference", "ml", "near 0", bounded=False),
+        Metric("volume_diff_ml", "Absolute volume difference", "ml", "near 0", bounded=False, digits=2),
         Metric("lesion_sensitivity", "Lesion sensitivity"),
         Metric("lesion_precision", "Lesion precision"),
         Metric("lesion_f1", "Lesion F1"),
-        Metric("ece", "Calibration error", "", "lower"),
-        Metric("brier", "Brier score", "", "lower", bounded=False),
+        # Small over all voxels of a scan, most of which are background and easy.
+        Metric("ece", "Calibration error", "", "lower", digits=4),
+        Metric("brier", "Brier score", "", "lower", bounded=False, digits=5),
     )
 }
 
@@ -100,7 +98,7 @@ def metric_of(table: pd.DataFrame, column: str) -> Metric:
 
 def named_metric(column: str) -> Metric:
     """Return the metric of a column's name; one without an entry in `METRICS` has no better direction."""
-    return METRICS.get(column, Metric(column, column, better="neither", bounded=False))
+    return METRICS.get(column, Metric(column, column, better="neither", bounded=False, digits=2))
 
 
 def metrics_in(table: pd.DataFrame) -> list[Metric]:

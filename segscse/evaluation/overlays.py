@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
 
 from segscse.errors import InputError, choose
 from segscse.evaluation.cases import label_names
@@ -33,6 +35,7 @@ from segscse.figures import NotebookFigure, as_text
 Show = Literal["overlay", "disagreement"]
 _BACKGROUND, _TEXT = "#15181C", "#D8DCE2"
 _LEGEND_LABELS = 12
+_LEGEND_POINTS = 8
 _OPACITY = 0.42
 
 
@@ -78,23 +81,26 @@ def plot_overlay(
     scene = load_scene(image, segmentation, reference, spacing_mm)
     planes = planes_of(scene, axis)
     chosen = {plane: slice_index(scene, plane, slices) for plane in planes}
-    figure, axes = _canvas(scene, planes, title)
+    entries = _legend_of_errors() if show == "disagreement" else _legend(scene, label_names(names))
+    figure, axes = _canvas(scene, planes, title, entries)
     limits = grey_limits(scene.image)
     for plane, ax in zip(planes, axes, strict=True):
         _draw_plane(ax, scene, plane, chosen[plane], limits, show)
-    _draw_legend(figure, _legend_of_errors() if show == "disagreement" else _legend(scene, label_names(names)))
     return figure
 
 
-def _canvas(scene: Scene, planes: list[str], title: str) -> tuple[Figure, list[Axes]]:
-    """Make a figure whose panels share one scale in mm."""
+def _canvas(scene: Scene, planes: list[str], title: str, entries: list[Any]) -> tuple[Figure, list[Axes]]:
+    """Make a figure with a legend, whose panels share one scale in mm."""
     extents = [extent_mm(scene, plane) for plane in planes]
     widths = [width for width, _ in extents]
     height = max(height for _, height in extents)
     inches = min(3.6, 11.0 * height / sum(widths))
-    above, below = 0.34 if title else 0.1, 0.5  # inches for the title, and for slice numbers and legend
+    wide = max(sum(widths) / height * inches, 3.0)
+    columns = _legend_columns(entries, wide)
+    # Inches for the title, and for slice numbers and the lines of the legend.
+    above, below = 0.34 if title else 0.1, 0.5 + 0.17 * (math.ceil(len(entries) / columns) - 1)
     total = max(inches, 1.5) + above + below
-    figure = NotebookFigure(figsize=(max(sum(widths) / height * inches, 3.0), total), facecolor=_BACKGROUND)
+    figure = NotebookFigure(figsize=(wide, total), facecolor=_BACKGROUND)
     grid = figure.add_gridspec(
         1,
         len(planes),
@@ -107,6 +113,11 @@ def _canvas(scene: Scene, planes: list[str], title: str) -> tuple[Figure, list[A
     )
     if title:
         figure.text(0.012, 1 - 0.06 / total, title, color=_TEXT, fontsize=10, va="top", parse_math=False)
+    if entries:
+        figure.legend(
+            handles=entries, loc="lower left", ncols=columns, frameon=False, fontsize=_LEGEND_POINTS,
+            labelcolor=_TEXT, handlelength=1.2, columnspacing=1.4, borderaxespad=0.3,
+        )  # fmt: skip
     return figure, [figure.add_subplot(grid[0, column]) for column in range(len(planes))]
 
 
@@ -184,9 +195,10 @@ def _legend_of_errors() -> list[Any]:
     return [Patch(facecolor=colour, label=text) for text, colour in DISAGREEMENT.values()]
 
 
-def _draw_legend(figure: Figure, entries: list[Any]) -> None:
-    if entries:
-        figure.legend(
-            handles=entries, loc="lower left", ncols=len(entries), frameon=False, fontsize=8,
-            labelcolor=_TEXT, handlelength=1.2, columnspacing=1.4, borderaxespad=0.3,
-        )  # fmt: skip
+def _legend_columns(entries: list[Any], inches: float) -> int:
+    """Return how many columns of a legend fit into a figure's width, one at least."""
+    # The outlines of a text tell its width before there is a canvas; a handle and the space around take 3.6 em.
+    texts = [TextPath((0, 0), entry.get_label().replace("$", "S"), size=_LEGEND_POINTS) for entry in entries]
+    each = [text.get_extents().width + 3.6 * _LEGEND_POINTS for text in texts]
+    room = 72 * inches - _LEGEND_POINTS
+    return max(1, len(entries) if sum(each) <= room else int(room / max(each)))

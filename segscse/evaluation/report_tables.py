@@ -103,10 +103,12 @@ def _case_row(case: Any, mean: float, rows: pd.DataFrame, *, few: bool) -> dict[
 
 
 def _json_number(value: Any) -> Any:
-    """Return a number in six significant digits; undefined as null, infinite as text."""
+    """Return a whole number as it is, another in six significant digits; undefined as null, infinite as text."""
     value = float(value)
     if math.isnan(value):
         return None
+    if value.is_integer():
+        return int(value)
     return float(f"{value:.6g}") if math.isfinite(value) else "∞"
 
 

@@ -321,10 +321,11 @@ class TestUnpack:
         monkeypatch.setattr(fetch_module.tarfile.TarFile, "extract", full)
         with pytest.raises(InputError, match=r"No space left on device.*free disk space"):
             _get(server, tmp_path)
-        assert _names(tmp_path) == [f"{TASK}.tar"]
+        assert _names(tmp_path) == [f"{TASK}.tar.whole"]
         monkeypatch.undo()
         assert _get(server, tmp_path).is_dir()
         assert len(server.requests) == 1
+        assert [path.name for path in tmp_path.iterdir()] == [TASK]
 
     def test_a_folder_that_cannot_be_made_is_reported(self, server, tmp_path):
         (tmp_path / "file").write_bytes(b"")

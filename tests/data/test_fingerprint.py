@@ -26,7 +26,7 @@ def _fact(case, samples, counts, content="00", **changes):
         "whole_numbers": (True,) * len(samples),
         "content": content,
         "placed": "",
-        "shuffled": content,
+        "turned": content,
     }
     return CaseFacts(**{**fields, **changes})
 

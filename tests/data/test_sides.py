@@ -59,6 +59,13 @@ def test_the_pair_most_alike_is_named_and_cases_without_it_do_not_count():
     assert find_sided([*centres, {1: (0.0, 0.0, 0.0)}], [*volumes, ONE]) == {0: (1, 3)}
 
 
+@pytest.mark.parametrize(("together", "scans", "found"), [(2, 2, True), (2, 3, False), (3, 30, True), (3, 31, False)])
+def test_labels_seldom_seen_together_are_beside_each_other_by_chance(together, scans, found):
+    centres, volumes = _cases(np.array([20.0, 0.0, 0.0]), np.zeros(3), n=scans)
+    centres = [*centres[:together], *({1: case[1]} for case in centres[together:])]
+    assert find_sided(centres, volumes) == ({0: (2, 1)} if found else {})
+
+
 def test_without_labels_there_is_nothing_to_find():
     assert find_sided([{}, {}], [{}, {}]) == {}
     assert label_centres_mm(np.zeros((3, 3, 3), np.uint8), (1.0, 1.0, 1.0)) == {}

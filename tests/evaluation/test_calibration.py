@@ -84,6 +84,17 @@ def test_folders_pair_by_name_and_the_file_holds_the_columns(three_folders, tmp_
     assert "brier: mean of" in (tmp_path / "out" / "conventions.txt").read_text()
 
 
+def test_probabilities_in_another_order_of_axes_are_turned_as_predictions_are(three_folders):
+    pred, ref, probabilities = three_folders
+    expected = evaluate(pred, ref, labels=[1, 2], probabilities=probabilities)
+    for folder in (pred, probabilities):
+        image = nib.load(folder / "a.nii.gz")
+        turned = image.as_reoriented(nib.orientations.axcodes2ornt("PSL"))
+        nib.save(nib.Nifti1Image(np.asarray(turned.dataobj), turned.affine), folder / "a.nii.gz")
+    assert nib.load(probabilities / "a.nii.gz").shape != image.shape
+    pd.testing.assert_frame_equal(evaluate(pred, ref, labels=[1, 2], probabilities=probabilities), expected)
+
+
 def test_a_missing_prediction_says_background_everywhere(three_folders):
     pred, ref, probabilities = three_folders
     (pred / "a.nii.gz").unlink()

@@ -119,6 +119,18 @@ def test_bland_altman_by_hand():
     assert "c0: mean 11 ml, difference +2 ml" in chart.points[0].text
 
 
+def test_bland_altman_of_many_cases_keeps_what_lies_outside_the_limits():
+    reference = np.linspace(10.0, 20.0, 2 * MAX_POINTS)
+    gap = np.random.default_rng(0).normal(size=len(reference))
+    gap[[7, 4000]] = 490.0, -300.0
+    table = _table("volume_ref_ml", reference).assign(volume_pred_ml=reference + gap)
+    chart = bland_altman(table, {f"c{i}": i for i in range(len(reference))}, None)
+    assert {7, 4000} <= {point.case for point in chart.points}
+    assert len(chart.points) == MAX_POINTS // 4 + 2
+    assert f"{len(chart.points)} of them have a point" in chart.summary
+    assert "have a point" not in bland_altman(table[:100], {f"c{i}": i for i in range(100)}, None).summary
+
+
 def test_bland_altman_over_subjects_and_of_too_few():
     reference = np.arange(1.0, 9)
     excess = np.array([0, 0, 2, 2, 0, 0, 2, 2])

@@ -91,6 +91,20 @@ def test_what_the_foreground_counts_and_a_label_does_not_is_told_apart():
     assert "not counted" not in result.verdict
 
 
+def test_a_case_that_is_not_counted_is_not_said_to_be_counted_elsewhere():
+    """Eleven cases with both labels, and a healthy one in which b marks both."""
+    a = pd.concat([_table([0.9] * 11 + [math.nan], label=label, name=str(label)) for label in (1, 2)])
+    result = compare(a, a.fillna({"dice": 0.0}))
+    assert "not counted: once a rightly finds nothing" in result.verdict
+    assert "counted here" not in result.verdict
+
+
+def test_small_scores_are_shown_with_the_places_that_tell_them_apart():
+    a = _table(np.full(12, 0.9)).assign(brier=0.00044, ece=0.0021)
+    assert "0.000440" in str(compare(a, a.assign(brier=0.00114), metric="brier"))
+    assert "0.00210" in str(compare(a, a.assign(ece=0.0014), metric="ece"))
+
+
 def test_what_is_made_up_in_healthy_cases_is_told_for_distances_too():
     healthy = [math.nan] * 15
     a = _table(np.full(30, 0.9)).assign(hd95_mm=healthy + [3.0] * 15, diagonal_mm=50.0)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -123,6 +124,19 @@ def test_disagreement_paints_only_what_differs():
         plot_overlay(None, blocks(), show="disagreement")
     with pytest.raises(InputError, match="unknown value of show"):
         plot_overlay(None, blocks(), show="errors")
+
+
+@pytest.mark.parametrize(("axis", "organs"), [("axial", 4), (None, 12)])
+def test_the_legend_is_as_wide_as_the_figure_at_most_and_below_the_pictures(axis, organs):
+    array = np.zeros((12, 12, 12), np.uint8)
+    array[:organs, 5, 6] = range(1, organs + 1)
+    names = dict.fromkeys(range(1, organs + 1), "gallbladder, left")
+    figure = plot_overlay(None, array, array, axis=axis, names=names)
+    FigureCanvasAgg(figure).draw()
+    legend = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == organs + 1
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y1 <= min(ax.get_window_extent().y0 for ax in figure.axes)
 
 
 def test_many_labels_are_summed_up_in_the_legend():

@@ -74,6 +74,8 @@ def _choose(browser, selector, value):
 
 
 def test_a_point_leads_to_its_row_even_when_the_filter_hides_it(opened):
+    _choose(opened, "#filter", "0.")  # in numbers of every row, and in no name
+    assert opened.run("document.getElementById('count').textContent") == "0 of 12 cases"
     _choose(opened, "#filter", "case_03")
     assert opened.run("document.getElementById('count').textContent") == "1 of 12 cases"
     opened.run("document.querySelector('.plot a[data-case=\"5\"]').dispatchEvent(new MouseEvent('click'))")
@@ -100,6 +102,29 @@ def test_one_chart_of_each_kind_is_shown_and_can_be_changed(opened):
     assert opened.run(shown) == ["dice"]
     _choose(opened, "[data-panels=distributions]", "hd95_mm")
     assert opened.run(shown) == ["hd95_mm"]
+
+
+def test_the_viewer_shows_the_case_of_the_last_click(opened):
+    box, buttons = "document.getElementById('viewer')", "document.querySelectorAll('#viewer [data-open]')"
+    opened.run(f"{buttons}[0].click()")
+    opened.wait_for(f"{box}.dataset.ready !== undefined")
+    opened.run(
+        """(() => {
+            window.shown = 4;
+            for (const [name, more] of [["addVolume", 1], ["removeVolume", -1]]) {
+                const whole = niivue.Niivue.prototype[name];
+                niivue.Niivue.prototype[name] = function (...given) {
+                    window.shown += more;
+                    return whole.apply(this, given);
+                };
+            }
+        })()"""
+    )
+    opened.run(f"(() => {{ {buttons}[0].click(); {buttons}[0].click(); {buttons}[1].click(); }})()")
+    opened.wait_for(f"{box}.dataset.ready === {buttons}[1].dataset.open")
+    opened.run("new Promise((done) => setTimeout(done, 1000))")  # for what the others would add
+    assert opened.run("window.shown") == 4
+    assert opened.run(f"{box}.dataset.ready === {buttons}[1].dataset.open")
 
 
 def test_the_viewer_draws_the_case_and_its_overlays(opened):

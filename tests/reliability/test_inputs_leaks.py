@@ -14,7 +14,7 @@ from broken_files import healthy, nifti, packed, reoriented, write
 from volumes import LABELS, TINY_AFFINE, tiny_case
 
 from segscse.config import load_config
-from segscse.data.examine import examine_dataset, shuffled_digest, twins_of
+from segscse.data.examine import examine_dataset, turned_digest, twins_of
 from segscse.data.index import open_dataset
 from segscse.data.prepare import plan_dataset
 from segscse.data.split import make_split
@@ -111,11 +111,32 @@ def test_different_scans_are_no_twins(tmp_path):
     assert twins_of(facts) == []
 
 
-def test_the_digest_is_that_of_a_set_of_voxels():
+def test_scans_of_the_same_values_in_other_places_are_no_copies():
+    rng = np.random.default_rng(0)
+    masks = np.zeros((2, 1, 8, 8, 8), np.uint8)
+    for mask in masks:
+        mask.reshape(-1)[rng.choice(512, 16, replace=False)] = 1
+    assert turned_digest(masks[0]) != turned_digest(masks[1])
+    ranks = [rng.permutation(512).reshape(1, 8, 8, 8) for _ in range(2)]
+    assert turned_digest(ranks[0]) != turned_digest(ranks[1])
+
+
+def test_scans_without_contrast_are_no_copies(tmp_path):
+    def blank(stem, array, affine, rng):
+        return write(stem, ".nii.gz", packed(nifti(np.zeros_like(array), affine)))
+
+    facts, findings = examine_dataset(open_dataset(_dataset(tmp_path / "data", {"x": (1, blank), "y": (2, blank)})))
+    assert {fact.case: fact.turned for fact in facts}["x"] == ""
+    assert twins_of(facts) == []
+    assert not [finding for finding in findings if "same voxels" in finding.problem]
+
+
+def test_the_digest_is_that_of_voxels_however_turned():
     values = np.random.default_rng(0).normal(size=(2, 130, 90, 100)).astype(np.float32)
     changed = values.copy()
     changed[0, 5, 6, 7] = np.nextafter(changed[0, 5, 6, 7], 9)
-    assert shuffled_digest(values) == shuffled_digest(values[:, ::-1].transpose(0, 2, 3, 1))
-    assert shuffled_digest(values) != shuffled_digest(changed)
-    assert shuffled_digest(values) != shuffled_digest(values[::-1])  # channels are not exchanged
-    assert shuffled_digest(np.zeros((1, 2, 2, 2))) == shuffled_digest(-np.zeros((1, 2, 2, 2)))
+    assert turned_digest(values) == turned_digest(values[:, ::-1].transpose(0, 2, 3, 1))
+    assert turned_digest(values) == turned_digest(np.asfortranarray(values[:, :, ::-1, ::-1]).astype(np.float64))
+    assert turned_digest(values) != turned_digest(changed)
+    assert turned_digest(values) != turned_digest(values[::-1])  # channels are not exchanged
+    assert turned_digest(np.zeros((1, 2, 2, 2))) == turned_digest(-np.zeros((1, 2, 2, 2)))

@@ -66,12 +66,13 @@ function sortable(table) {
 function filterable(table) {
   const [text, kind, count] = [byId("filter"), byId("kind"), byId("count")];
   const rows = all("tr", table.tBodies[0]);
+  const texts = rows.map((row) => all("td.text", row).map((cell) => cell.textContent.toLowerCase()).join("\n"));
   const apply = () => {
     closeDetails(table);
     const wanted = text.value.trim().toLowerCase();
     let shown = 0;
-    for (const row of rows) {
-      const matches = row.textContent.toLowerCase().includes(wanted)
+    for (const [place, row] of rows.entries()) {
+      const matches = texts[place].includes(wanted)
         && (!kind.value || row.dataset.kinds.split(" ").includes(kind.value));
       row.hidden = !matches;
       shown += matches;
@@ -203,11 +204,13 @@ function viewing() {
   message.textContent = "Open a case to scroll through its slices.";
   let starting = null;
   let shown = null;
+  let asked = 0; // clicks may come faster than cases load: only the last is shown
   const kinds = ["prediction", "reference", "disagreement"];
   const paint = (viewer) => {
     kinds.forEach((kind, place) => viewer.setOpacity(place + 1, view.value === kind ? Number(opacity.value) : 0));
   };
   const open = async (place) => {
+    const turn = ++asked;
     all("[data-open]").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.open === place)));
     box.scrollIntoView({ block: "nearest" });
     message.textContent = "Loading ...";
@@ -215,15 +218,17 @@ function viewing() {
     starting ??= loadNiivue();
     const viewer = await starting;
     const known = JSON.parse(byId(`volumes-${place}`).textContent);
-    viewer.volumes.slice().reverse().forEach((volume) => viewer.removeVolume(volume));
     const load = (kind, options) => niivue.NVImage.loadFromBase64({ base64: known[kind], name: `${kind}.nii.gz`, ...options });
-    viewer.addVolume(await load("image", { colormap: "gray" }));
+    const volumes = [await load("image", { colormap: "gray" })];
     for (const kind of kinds) {
       const volume = await load(kind, { opacity: 0 });
       const [colours, names] = kind === "disagreement" ? known.errors : [known.colours, known.names];
       volume.setColormapLabel(colourMap(colours, names));
-      viewer.addVolume(volume);
+      volumes.push(volume);
     }
+    if (turn !== asked) return;
+    viewer.volumes.slice().reverse().forEach((volume) => viewer.removeVolume(volume));
+    volumes.forEach((volume) => viewer.addVolume(volume));
     shown = viewer;
     viewer.scene.crosshairPos = viewer.mm2frac(known.centre_mm);
     paint(viewer);
