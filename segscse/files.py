@@ -12,6 +12,7 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     Raises:
         InputError: the folder cannot be made, or `path` exists and is not an empty folder.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # "." has no name
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -205,6 +206,24 @@ def keep_as(path: Path, name: str) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def move_into(folder: Path, path: Path) -> Path:
+    """Move a file into a folder beside it, which is made, under a name that is free there; return its new place.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        free = (folder / f"{f'{number}_' if number else ''}{path.name}" for number in count())
+        place = next(place for place in free if not place.exists())
+        os.rename(path, place)
+    except OSError as error:
+        raise InputError(
+            f"cannot be written to ({error.strerror or error})", file=folder, remedy="Choose another folder"
+        ) from error
+    return place
 
 
 def write_text(path: str | Path, text: str) -> None:

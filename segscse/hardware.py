@@ -95,7 +95,7 @@ def examine_machine(out: str | Path = ".") -> Machine:
     device = pick_device("auto")
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         cores=usable_cores(),
         threads=torch.get_num_threads(),
         settings={name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},
@@ -204,7 +204,7 @@ def _installed_version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """Return the processor's name, or its architecture where the system does not say."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from segscse.errors import InputError
-from segscse.files import atomic_path, digest, read_json, write_json, write_text
+from segscse.files import atomic_folder, atomic_path, digest, read_json, write_json, write_text
 
 
 def _names(folder):
@@ -128,3 +128,11 @@ def test_a_read_only_folder_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot be written"):
         write_text(tmp_path / "a.txt", "x")
+
+
+def test_the_folder_that_one_is_in_may_be_filled(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with atomic_folder(".") as folder:
+        (folder / "file").write_text("x")
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["file"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ COSINE_TOLERANCE = 1e-4
 TAGS = {"series": "0020|000e", "position": "0020|0032", "orientation": "0020|0037", "spacing": "0028|0030"}
 TAGS |= {"rows": "0028|0010", "columns": "0028|0011", "samples": "0028|0002", "frames": "0028|0008"}
 TAGS |= {"thickness": "0018|0050", "modality": "0008|0060"}
+# Names of slices differ by their numbers; a slice that a broken copy has left empty has such a name, too.
+NUMBER = re.compile(r"\d+")
+SLICE_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,18 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray, tuple[Path, ...],
         InputError: no or several series, slices that are missing, repeated, unevenly spaced, of different size or
             orientation, tilted against each other, in colour, of several frames, or damaged.
     """
-    paths = [path for path in _files(folder) if _is_dicom(path)]
+    files = _files(folder)
+    paths = [path for path in files if _is_dicom(path)]
     if not paths:
         raise InputError("holds no DICOM files", file=folder, remedy="Give an image file or a folder of a DICOM series")
+    kinds = {NUMBER.sub("0", path.name.lower()) for path in paths}
+    for path in set(files) - set(paths):
+        if NUMBER.sub("0", path.name.lower()) in kinds or path.suffix.lower() in SLICE_SUFFIXES:
+            raise InputError(
+                "is named as a slice of the series, and is no whole DICOM file",
+                file=path,
+                remedy="Copy or export the series again, or remove the file",
+            )
     slices = [_describe(path) for path in paths]
     _check_alike(slices, folder)
     normal = np.cross(*slices[0].axes)

@@ -11,6 +11,8 @@ from segscse.data.index import check_name, csv_rows, require_unique
 from segscse.data.io import image_stem, image_suffix, is_image, list_images
 from segscse.errors import InputError
 
+# What `predict` writes beside its label maps.
+RECORD = "predictions.json"
 GIVE_IMAGES = "Give files or folders of images"
 # Folders that an error lists by name.
 MOST_NAMED = 4
@@ -67,7 +69,8 @@ def _is_only_series(folder: Path) -> bool:
 
 def _images_in(folder: Path) -> dict[str, Path]:
     """Return the images of a folder; where only folders in it have some, as in a data set's, the error names them."""
-    if images := list_images(folder):
+    # A folder of predictions is none of a series, though one with DICOM SEG files looks like one.
+    if images := {stem: path for stem, path in list_images(folder).items() if not (path / RECORD).is_file()}:
         return images
     within = [path.name for path in sorted(folder.iterdir()) if any(map(is_image, path.glob("*")))]
     more = ", ..." if len(within) > MOST_NAMED else ""
@@ -84,10 +87,12 @@ def _csv_inputs(path: Path) -> dict[str, tuple[Path, ...]]:
 def _grouped(images: dict[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
     numbered = {stem: re.fullmatch(r"(.+)_(\d{4})", stem) for stem in images}
     groups: dict[str, dict[int, Path]] = {}
+    others = {stem: (images[stem],) for stem, match in numbered.items() if match is None}
+    if others and channels == 1:  # numbers are part of names
+        return {stem: (path,) for stem, path in images.items()}
     for stem, match in numbered.items():
-        if match is None:
-            return {stem: (path,) for stem, path in images.items()}
-        groups.setdefault(match[1], {})[int(match[2])] = images[stem]
+        if match is not None:
+            groups.setdefault(match[1], {})[int(match[2])] = images[stem]
     if not any(0 in files for files in groups.values()):  # a case number, not a channel's
         return {stem: (path,) for stem, path in images.items()}
     for name, files in groups.items():
@@ -98,4 +103,5 @@ def _grouped(images: dict[str, Path], channels: int) -> dict[str, tuple[Path, ..
                 remedy="Add the missing channel or remove the others; where the numbers are those of cases, name them "
                 "in a CSV (case,image)",
             )
-    return {name: tuple(files[channel] for channel in sorted(files)) for name, files in groups.items()}
+    found = {name: tuple(files[channel] for channel in sorted(files)) for name, files in groups.items()}
+    return {**found, **{name: files for name, files in others.items() if name not in found}}

@@ -10,12 +10,14 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from segscse.data.inputs import RECORD as NAME
 from segscse.data.io import SITK_SUFFIXES, image_suffix
 from segscse.data.text_header import detached_voxels
 from segscse.errors import InputError
-from segscse.files import read_json, sha256_of, write_json
+from segscse.files import move_into, read_json, sha256_of, write_json
 
-NAME = "predictions.json"
+# Folder for label maps that somebody has changed and that are predicted again.
+CHANGED = "changed"
 _PART = "predictions.{}.json"
 _PART_NAME = re.compile(r"predictions\.\d+\.json", re.ASCII)
 FORMAT = "segscse-predictions"
@@ -118,11 +120,28 @@ class Manifest:
                     removed.append(name)
         return removed
 
+    def put_aside(self, case: str, path: Path) -> Path | None:
+        """Move a label map that is no longer as it was written out of the way of a new one; return its new place."""
+        known = self.cases.get(case, {"outputs": {}})["outputs"].get(path.name)
+        if known is None or not path.is_file() or sha256_of(path) == known:
+            return None
+        return move_into(self.folder / CHANGED, path)
+
+    def begin(self) -> None:
+        """Leave a mark that a prediction writes into the folder, before the first label map."""
+        if not is_output(self.folder):
+            self.save()
+
     def save(self) -> None:
         """Write the file."""
         # Copies: one thread enters cases that are written while another enters failures.
         _write(self.path, dict(self.own), dict(self.failures))
         self._written = time.monotonic()
+
+
+def is_output(folder: Path) -> bool:
+    """Return whether a prediction has written into a folder, or has begun to."""
+    return (folder / NAME).is_file() or any(_PART_NAME.fullmatch(path.name) for path in folder.glob(_PART.format("*")))
 
 
 def merge_parts(folder: Path) -> dict[str, Any]:
@@ -155,21 +174,22 @@ def _write(path: Path, cases: Mapping[str, Any], failures: Mapping[str, str]) ->
 def digests(files: Sequence[Path]) -> list[list[str]]:
     """Return the names of a case's files, in the order of its channels, each with its SHA-256.
 
-    Of a folder it is that of its files' names and contents. The voxels' file follows a header that lies apart from it.
+    Of a DICOM series it is that of the names and contents of the folder's own files. The voxels' file follows a header
+    that lies apart from it.
     """
     pairs = []
     for file in files:
-        pairs.append([file.name, folder_digest(file) if file.is_dir() else sha256_of(file)])
+        pairs.append([file.name, folder_digest(file, deep=False) if file.is_dir() else sha256_of(file)])
         voxels = detached_voxels(file) if image_suffix(file) in SITK_SUFFIXES and file.is_file() else None
         if voxels is not None:
             pairs.append([voxels.name, sha256_of(voxels)])
     return pairs
 
 
-def folder_digest(folder: Path) -> str:
-    """Return a SHA-256 over the names and contents of all files of a folder."""
+def folder_digest(folder: Path, *, deep: bool = True) -> str:
+    """Return a SHA-256 over the names and contents of all files of a folder; `deep`: and of the folders in it."""
     total = hashlib.sha256()
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+    for path in sorted(item for item in (folder.rglob("*") if deep else folder.iterdir()) if item.is_file()):
         total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of(path)}\n".encode())
     return total.hexdigest()
 

@@ -161,7 +161,7 @@ def estimate(
         reading=reading,
         image=sum(4 * (n_channels + 2) * prod(shape) for shape in grids.values()),
         slab=sum(int(1.3 * sweep.slab_voxels * (n_classes + 1) * 4) for sweep in sweeps),
-        activations=batch * a_window,
+        activations=max(sweep.batch_size for sweep in sweeps) * a_window,
         labels=(label_bytes + pieces) * voxels + maps + sum(2 * prod(shape) for shape in shapes),
         batch_size=batch,
         overlapped=overlapped,

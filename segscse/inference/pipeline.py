@@ -19,6 +19,7 @@ import numpy as np
 
 from segscse import __version__
 from segscse.data.inputs import find_inputs
+from segscse.data.io import SUFFIXES
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.notes import case_note, same_but_case
@@ -26,7 +27,7 @@ from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import InputError, Interrupted, SegscseError, one_line
 from segscse.files import digest, only_writer, remove_leftovers, reserve, temporary_path
 from segscse.inference.ahead import ahead
-from segscse.inference.manifest import Manifest, digests, merge_parts
+from segscse.inference.manifest import Manifest, digests, is_output, merge_parts
 from segscse.inference.memory import MAP_BYTES, window_bytes
 from segscse.inference.outcome import Failure, Outcome, together
 from segscse.inference.predictor import Segmenter
@@ -104,6 +105,7 @@ def predict_files(
             _refuse_overwriting(found, out)
             require_disk("the prediction", out, 0, 0, "")  # whether anything can be written there
             held.enter_context(only_writer(out))
+            _refuse_strangers(found, out)
             remove_leftovers(out, *(out / name for name in MAPS))
             merge_parts(out)  # of an earlier job of several processes that was ended
             return found
@@ -130,7 +132,8 @@ def predict_files(
 
 def _dealt(cases: Mapping[str, Sequence[Path]], group: Group) -> Mapping[str, Sequence[Path]]:
     """Return the cases of this process: of large and small files about as many as any other has."""
-    by_size = sorted(cases, key=lambda name: (-file_bytes(cases[name]), name))
+    # In the first one's order: sizes may change meanwhile, and another order would leave cases to nobody.
+    by_size = group.on_first(lambda: sorted(cases, key=lambda name: (-file_bytes(cases[name]), name)))
     mine = set(group.share(by_size))
     return {name: files for name, files in cases.items() if name in mine}
 
@@ -169,6 +172,7 @@ class _Run:
 
     def all(self) -> None:
         """Take every case through reading, network and writing; leave a manifest of what is whole in any event."""
+        self.manifest.begin()
         overlapped = self.room.several
         cases = ahead(self.read_all()) if overlapped else self.read_all()
         writing: Future[None] | None = None
@@ -243,6 +247,9 @@ class _Run:
                     write_map(path, values, made.source)
                     outputs.append(path)
             path = self.out / f"{case.name}{output_suffix(made.source, self.form)}"
+            if (kept := self.manifest.put_aside(case.name, path)) is not None:
+                note = f"somebody had changed it since it was predicted; that file is now {kept}"
+                self.outcome.warnings.append((str(path), note))
             made.save(path)
             outputs.append(path)
             self.manifest.add(case.name, case.inputs, outputs, made.quality())
@@ -336,4 +343,18 @@ def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
             if out.resolve() in (file.resolve(), file.resolve().parent, file.absolute().parent.resolve()):
                 raise InputError(
                     "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
+                )
+
+
+def _refuse_strangers(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
+    """Refuse a folder that holds a file of a case's name and no record that a prediction has written there."""
+    if is_output(out):
+        return
+    for name in cases:
+        for suffix in SUFFIXES:
+            if (out / f"{name}{suffix}").is_file():
+                raise InputError(
+                    "is there already, in a folder that no prediction has written to",
+                    file=out / f"{name}{suffix}",
+                    remedy="Give another folder with --out",
                 )

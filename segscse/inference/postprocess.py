@@ -45,7 +45,9 @@ def keep_largest(labels: np.ndarray, label: int) -> int:
     number = int(ndimage.label(inside, np.ones((3, 3, 3)), output=pieces))
     if number < 2:
         return 0
-    sizes = np.bincount(pieces.ravel())
+    sizes = np.zeros(number + 1, np.int64)
+    for plane in pieces:  # counting takes a copy in 64 bits
+        sizes += np.bincount(plane.ravel(), minlength=number + 1)
     sizes[0] = 0
     spare = inside & (pieces != sizes.argmax())
     labels[box[0]][spare] = 0

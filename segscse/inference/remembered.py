@@ -15,6 +15,7 @@ import torch
 
 from segscse.errors import InputError
 from segscse.files import digest, read_json, write_json
+from segscse.hardware import cpu_name, pick_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,13 @@ def measurement_key(model: str, device: str) -> str:
     for package in ("segscse", "torch", "openvino", "onnxruntime"):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    # A home folder may be shared by many machines.
-    machine = [platform.node(), platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    # A home folder may be shared by many machines, and a machine's name by several, as of a container's.
+    machine = [
+        *(platform.node(), platform.machine(), cpu_name(), torch.backends.cpu.get_cpu_capability()),
+        *(torch.get_num_threads(), pick_precision("auto", torch.device("cpu"))),
+        *(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())),
+        torch.backends.mps.is_available(),
+    ]
     return digest({"model": model, "device": device, "versions": versions, "machine": machine})
 
 

@@ -163,7 +163,8 @@ def _draw_tile(blocks: Sequence[_Block], box: tuple[slice, ...], ids: np.ndarray
 
 def _draw_dense(blocks: Sequence[_Block], box: tuple[slice, ...], canvas: Canvas) -> np.ndarray:
     """Draw what needs the probabilities of all classes; return the class numbers `(*tile)`."""
-    members = [block.interpolated() for block in blocks]
+    device = blocks[0].values.device  # each member's engine may have its own
+    members = [block.interpolated().to(device) for block in blocks]
     probabilities = [values.softmax(dim=0) for values in members]
     mean = reduce(torch.add, probabilities) / len(members) if len(members) > 1 else probabilities[0]
     # Of a single member the logits decide, as where probabilities are not needed: they have fewer ties.

@@ -53,7 +53,7 @@ class Options:
         probabilities: keep the probabilities of all classes.
         uncertainty: keep the entropy of every voxel and, of an ensemble, the part that is disagreement.
         foreground_only: leave out windows that hold nothing but background air; see `wanted_voxels`.
-        batch_size: windows a network call; the plan's if not given.
+        batch_size: windows a network call, of an ensemble no more than a member's plan says; the plan's if not given.
     """
 
     probabilities: bool = False
@@ -106,8 +106,10 @@ def plan_sweeps(members: Sequence[Member], shapes: Sequence[tuple[int, ...]], ba
     Args:
         members: the networks.
         shapes: `(X, Y, Z)` of the image on each member's grid.
-        batch_size: windows a call; the plan's if not given.
+        batch_size: windows a call, of an ensemble no more than a member's plan says; the plan's if not given.
     """
+    owns = [member.plan.batch_size for member in members]
+    batches = [min(batch_size or own, own) if len(members) > 1 else batch_size or own for own in owns]
 
     def along(axis: int) -> list[Sweep]:
         return [
@@ -115,10 +117,10 @@ def plan_sweeps(members: Sequence[Member], shapes: Sequence[tuple[int, ...]], ba
                 shape,
                 member.plan.patch_size,
                 slice_axis=member.plan.slice_axis,
-                batch_size=batch_size or member.plan.batch_size,
+                batch_size=batch,
                 axis=axis,
             )
-            for member, shape in zip(members, shapes, strict=True)
+            for member, shape, batch in zip(members, shapes, batches, strict=True)
         ]
 
     return min((along(axis) for axis in range(3)), key=lambda sweeps: sum(sweep.slab_voxels for sweep in sweeps))

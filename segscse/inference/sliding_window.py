@@ -315,7 +315,7 @@ def mirrored(network: Network, axes: Sequence[int], batch_size: int) -> Network:
             sharing = subsets[start : start + together]
             logits = network(torch.cat([x.flip(subset) for subset in sharing]))
             for subset, part in zip(sharing, logits.split(len(x)), strict=True):
-                yield part.flip(subset)
+                yield part.float().flip(subset)  # eight roundings to bf16 would be seen
 
     return lambda x: reduce(torch.add, copies(x)) / len(subsets)
 

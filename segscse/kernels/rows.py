@@ -12,6 +12,7 @@ $\mathrm{slope}\, n$, and the gate is $g + \sigma(w \cdot t + w_0)$.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from typing import Any
 
@@ -71,9 +72,17 @@ PRODUCT, ADDEND, WEIGHTS, GATES = (row * STRIDE for row in range(4))
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call and keep the machine code on disk, where a folder can be written."""
     try:
-        return njit(nogil=True, fastmath=FAST_MATH, cache=True)(function)
+        compiled: Any = njit(nogil=True, fastmath=FAST_MATH, cache=True)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
         return njit(nogil=True, fastmath=FAST_MATH)(function)
+    save = compiled._cache.save_overload
+
+    def save_if_there_is_room(*compiled_for: Any) -> None:
+        with suppress(OSError):  # a full disk or quota, on which a prediction need not fail
+            save(*compiled_for)
+
+    compiled._cache.save_overload = save_if_there_is_room
+    return compiled
 
 
 @intrinsic

@@ -18,6 +18,7 @@ from segscse.inference.memory import scan_size
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
+SHORT = {"empty": b"", "cut": bytes(100), "zeros": bytes(4000)}
 VOXELS = np.random.default_rng(0).integers(0, 900, (6, 9, 7)).astype(np.int16)  # slices, rows, columns
 TILT = np.array([[np.cos(0.3), np.sin(0.3), 0], [-np.sin(0.3), np.cos(0.3), 0]])
 FLAT = np.eye(3)[:2]
@@ -284,3 +285,15 @@ def test_segments_take_one_number_a_voxel(ids, itemsize):
     assert numbers.nbytes == itemsize * labels.size
     expected = [ids.index(label) + 1 if label in ids else 0 for label in labels.transpose(2, 1, 0).ravel()]
     assert numbers.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("content", SHORT.values(), ids=SHORT)
+@pytest.mark.parametrize("name", ["IM0005", "im17", "other.dcm"])
+def test_a_slice_that_a_copy_has_left_empty_is_no_end_of_the_series(tmp_path, content, name):
+    folder = _series(tmp_path / "a", shuffle=False)
+    (folder / name).write_bytes(content)
+    (folder / "notes").write_text("of the scan")
+    with pytest.raises(InputError, match=rf"{name}: is named as a slice of the series, and is no whole DICOM file"):
+        read_image(folder)
+    (folder / name).unlink()
+    assert read_image(folder).array.shape[2] == (5 if name == "IM0005" else 6)

@@ -36,6 +36,11 @@ class TestInputs:
         with pytest.raises(InputError, match=r"case 'a' has the channel files .*, the model takes"):
             find_inputs([fill(*names)], 2 if len(names) == 3 else 1)
 
+    def test_a_stray_file_beside_channel_files_is_a_case_of_its_own(self, fill):
+        root = fill("a_0000.nii", "a_0001.nii", "localizer.nii")
+        found = find_inputs([root], 2)
+        assert found == {"a": (root / "a_0000.nii", root / "a_0001.nii"), "localizer": (root / "localizer.nii",)}
+
     def test_a_gap_in_the_channels_is_refused(self, fill):
         with pytest.raises(InputError, match=r"case 'a' has the channel files \[0, 2\], the model takes \[0, 1\]"):
             find_inputs([fill("a_0000.nii", "a_0002.nii")], 2)

@@ -20,7 +20,7 @@ from segscse.inference.export import export_model
 from segscse.inference.model_folder import ModelFolder, load_model, save_model
 from segscse.inference.parity import TOLERANCES, Parity, compare, probe_windows
 from segscse.inference.predictor import load
-from segscse.inference.remembered import Trial, recall, remember
+from segscse.inference.remembered import Trial, measurement_key, recall, remember
 from segscse.nets.build import build_unet, network_arguments
 from segscse.nets.norm import InstanceNorm
 from segscse.nets.unet import UNet
@@ -213,6 +213,17 @@ class TestChoice:
         (folder / "model.json").write_text((folder / "model.json").read_text() + "\n")
         select.load_engine(model, "auto", "cpu")
         assert measured == ["torch", "openvino"] * 2
+
+    def test_what_was_measured_without_a_gpu_does_not_hold_with_one(self, monkeypatch):
+        found = {measurement_key("0123", "auto")}
+        for name, value in (("device_count", lambda: 1), ("get_device_name", lambda number: "A GPU")):
+            monkeypatch.setattr(torch.cuda, name, value)
+        found.add(measurement_key("0123", "auto"))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Another GPU")
+        found.add(measurement_key("0123", "auto"))
+        monkeypatch.setattr("segscse.inference.remembered.cpu_name", lambda: "another processor")
+        found.add(measurement_key("0123", "auto"))
+        assert len(found) == 4
 
     @pytest.mark.parametrize("content", ["", "[]", '{"taken": "torch"}', '{"taken": "torch", "trials": [1]}'])
     def test_a_damaged_memory_is_measured_again(self, tmp_path, monkeypatch, content):

@@ -71,6 +71,15 @@ def test_the_digest_of_a_folder_is_that_of_names_and_contents(tmp_path):
     assert folder_digest(tmp_path / "copy") in found
 
 
+def test_what_lies_below_a_series_is_none_of_it(tmp_path):
+    (tmp_path / "a").write_bytes(b"slice")
+    before = folder_digest(tmp_path, deep=False)
+    assert before == folder_digest(tmp_path)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "b").write_bytes(b"prediction")
+    assert folder_digest(tmp_path, deep=False) == before != folder_digest(tmp_path)
+
+
 def test_a_file_that_cannot_be_read_has_no_digest(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         sha256_of(tmp_path / "none")

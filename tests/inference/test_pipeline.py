@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -70,6 +71,31 @@ class TestFolders:
         outcome = predict_files(nearest_predictor(), [scans], out)
         assert [failure.case for failure in outcome.failures] == ["scan_1"]
         assert len(outcome.written) == 2
+
+    def test_a_folder_with_somebody_elses_label_maps_is_left_alone(self, scans, out):
+        out.mkdir()
+        (out / "scan_1.nii.gz").write_bytes(b"a reference, say")
+        with pytest.raises(InputError, match=r"scan_1\.nii\.gz: is there already, in a folder that no prediction has"):
+            predict_files(nearest_predictor(), [scans], out, resume=True)
+        assert _names(out) == {"scan_1.nii.gz"}
+
+    @pytest.mark.parametrize("resume", [False, True])
+    def test_a_label_map_that_somebody_has_corrected_is_put_aside(self, scans, out, resume):
+        predict_files(nearest_predictor(), [scans], out)
+        whole = (out / "scan_1.nii.gz").read_bytes()
+        for number in (1, 2):
+            (out / "scan_1.nii.gz").write_bytes(f"corrected {number}".encode())
+            outcome = predict_files(nearest_predictor(), [scans], out, resume=resume)
+            (warning,) = [note for _, note in outcome.warnings if "changed" in note]
+            assert str(out / "changed") in warning
+        assert (out / "scan_1.nii.gz").read_bytes() == whole
+        kept = {path.name: path.read_text() for path in (out / "changed").iterdir()}
+        assert kept == {"scan_1.nii.gz": "corrected 1", "1_scan_1.nii.gz": "corrected 2"}
+
+    def test_cases_are_dealt_out_in_the_order_of_the_first_process(self):
+        """Sizes may change meanwhile, of which each process would have seen others."""
+        first = SimpleNamespace(on_first=lambda work: ["c", "a", "b"], share=lambda items: items[1::2])
+        assert list(pipeline._dealt({"a": (), "b": (), "c": ()}, first)) == ["a"]
 
     def test_labels_are_what_the_predictor_gives(self, scans, out):
         predict_files(nearest_predictor(), [scans], out)
@@ -279,13 +305,16 @@ class TestResume:
         assert len(self._again(scans, done, other)[1]) == 3
 
     @pytest.mark.parametrize(
-        "content", ["{", "[]", '{"format": "other", "version": 1, "cases": {}}', None, '{"cases": 3}']
+        "content", ["{", "[]", '{"format": "other", "version": 1, "cases": {}}', "", '{"cases": 3}']
     )
     def test_trusts_no_damaged_manifest(self, scans, done, content):
-        (done / "predictions.json").unlink()
-        if content is not None:
-            (done / "predictions.json").write_text(content)
+        (done / "predictions.json").write_text(content)
         assert len(self._again(scans, done)[0]) == 3
+
+    def test_takes_label_maps_without_a_manifest_for_somebody_elses(self, scans, done):
+        (done / "predictions.json").unlink()
+        with pytest.raises(InputError, match="in a folder that no prediction has written to"):
+            self._again(scans, done)
 
     def test_trusts_no_edited_entry(self, scans, done):
         manifest = json.loads((done / "predictions.json").read_text())

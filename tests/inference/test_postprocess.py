@@ -1,9 +1,10 @@
+import tracemalloc
 from itertools import product
 
 import numpy as np
 import pytest
 
-from segscse.inference.postprocess import apply_steps, keep_largest, label_of_step, largest_step
+from segscse.inference.postprocess import BYTES_TO_FIND_PIECES, apply_steps, keep_largest, label_of_step, largest_step
 
 
 def _pieces(mask):
@@ -19,6 +20,18 @@ def _pieces(mask):
                 edge += [tuple(np.add(place, step)) for step in product((-1, 0, 1), repeat=mask.ndim)]
         found.append(piece)
     return found
+
+
+def test_finding_pieces_takes_the_memory_that_is_expected():
+    labels = np.zeros((96, 96, 96), np.uint8)
+    labels[0, 0, 0] = labels[-1, -1, -1] = 1
+    labels[10:80, 10:80, 10:80] = 1
+    keep_largest(labels.copy(), 1)  # imports
+    tracemalloc.start()
+    keep_largest(labels, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.2 * BYTES_TO_FIND_PIECES * labels.size
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

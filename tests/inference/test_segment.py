@@ -218,6 +218,14 @@ def test_all_members_are_swept_along_the_axis_that_suits_them_together():
     assert [sweep.slab_voxels for sweep in sweeps] == [9 * 400, 9 * 800]
 
 
+def test_members_of_an_ensemble_make_no_larger_batches_than_their_own():
+    members = [_predictor(tiny_plan(batch_size=2)), _predictor(tiny_plan_2d(batch_size=48))]
+    shapes = [(60, 20, 20)] * 2
+    for limit, expected in ((None, [2, 48]), (48, [2, 48]), (16, [2, 16]), (1, [1, 1])):
+        assert [sweep.batch_size for sweep in plan_sweeps(members, shapes, limit)] == expected
+    assert plan_sweeps(members[:1], shapes[:1], 16)[0].batch_size == 16  # of a single model it is what is asked for
+
+
 def test_progress_rises_to_one():
     plan, shares = tiny_plan(patch_size=(8, 8, 8)), []
     prepared = preprocess_array(tiny_case(0)[0], np.eye(4), plan)

@@ -304,6 +304,11 @@ class TestMirroring:
         )
         assert len(calls) == 2
 
+    def test_averages_half_precision_in_32_bits(self):
+        x = torch.randn(1, 3, 8, 8, 8)
+        mean = mirrored(lambda windows: windows.bfloat16(), [2, 3, 4], 2)(x)
+        torch.testing.assert_close(mean, x.bfloat16().float(), rtol=0, atol=1e-6)
+
     def test_without_axes_is_the_network_itself(self):
         assert mirrored(_constant, [], 2) is _constant
 

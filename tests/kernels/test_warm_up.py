@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -29,6 +30,21 @@ def test_after_it_a_training_step_compiles_nothing(precision, dtype):
         loss = network(channels_last(torch.randn(2, 1, 8, 8, 8))).float().sum()
     loss.backward()
     assert _signatures() == before
+
+
+def _sum_of(a, b):
+    return a + b
+
+
+def test_a_full_disk_keeps_no_machine_code_and_stops_nothing(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path))
+    compiled = rows._compiled(_sum_of)
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    assert compiled(1, 2) == 3
+    assert not list(tmp_path.rglob("*.nbc"))
 
 
 def test_it_leaves_the_random_state_alone():

@@ -24,7 +24,7 @@ ALLOWED = {
     ("evaluation/folders.py", "write_evaluation", "to_csv"): "without a path it returns the text",
     ("ablation.py", "_write", "to_csv"): "as above",
     ("evaluation/pictures.py", "jpeg_uri", "save"): "into a buffer",
-    ("api.py", "validate_run", "save"): "Segmentation.save, through write_labels",
+    ("api.py", "_validate", "save"): "Segmentation.save, through write_labels",
     ("inference/pipeline.py", "write", "save"): "Segmentation.save, through write_labels",
     ("data/maps.py", "_gzip", "GzipFile"): "around the file that its caller opened within atomic_path",
     ("inference/convert.py", "to_onnx", "export"): "without a path it returns the graph",
