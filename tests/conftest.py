@@ -33,6 +33,14 @@ def asks_for_bf16():
 
 
 @pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch):
+    """Let help and tables look the same wherever the tests run: CI services ask for colours, terminals have widths."""
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Keep what is remembered between commands out of the user's cache, and out of other tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

@@ -80,7 +80,7 @@ def test_a_killed_writer_never_leaves_half_a_file_under_the_final_name(tmp_path)
     for pause in (0.0, 0.003, 0.011):
         writer = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE)
         writer.stdout.readline()
-        while not target.exists():
+        while not target.exists() and writer.poll() is None:
             time.sleep(0.001)
         time.sleep(pause)
         writer.send_signal(signal.SIGKILL)

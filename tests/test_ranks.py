@@ -177,14 +177,14 @@ def store():
 @pytest.fixture
 def make(store, monkeypatch):
     """Return a function that makes the watches of a job's processes, with a quick pulse."""
-    monkeypatch.setattr(watching, "BEAT_S", 0.02)
+    monkeypatch.setattr(watching, "BEAT_S", 0.05)
     monkeypatch.setattr(watching, "LEAVE_S", 0.5)
     made = []
 
     def build(world):
         group = [Watch(Ranks(rank, world, rank, world), store.clone()) for rank in range(world)]
         for watch in group:
-            watch.beat_s = 0.02
+            watch.beat_s = 0.05
             watch.start()
         made.extend(group)
         return group

@@ -144,6 +144,31 @@ def cbam(dims, channels=32):
     return Tree(lambda m, x: m.SpatialGate(m.ChannelGate(x)), ChannelGate=channel, SpatialGate=gate)
 
 
+def pam(dims, channels=16):
+    """PositionAttentionModule of DANet's authors: query_conv, key_conv and value_conv."""
+
+    def formula(m, x):
+        query, key, value = (layer(x).flatten(2) for layer in (m.query_conv, m.key_conv, m.value_conv))
+        weights = torch.softmax(query.transpose(1, 2) @ key, dim=-1)
+        return m.gamma * (value @ weights.transpose(1, 2)).reshape(x.shape) + x
+
+    layers = {name: CONV[dims](channels, channels // 8, 1) for name in ("query_conv", "key_conv")}
+    tree = Tree(formula, **layers, value_conv=CONV[dims](channels, channels, 1))
+    tree.gamma = nn.Parameter(torch.tensor([0.7]))
+    return tree
+
+
+def trained(module):
+    """Move everything that a module saves away from where it begins, running statistics among it."""
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(0.3 * torch.randn_like(tensor) + (tensor.ndim == 1))
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm3d):
+            layer.running_var.uniform_(0.5, 2.0)
+    return module
+
+
 FOREIGN = [
     (aimed, "scse", 8, {"aggregation": "max"}, (2, 3)),
     (smp, "scse", 32, {"reduction": 16, "min_hidden": 1}, (2,)),
@@ -155,6 +180,7 @@ FOREIGN = [
     (eca_depth, "eca_depth_spatial_layer3d", 8, {}, (3,)),
     (project_excite, "pe", 8, {}, (2, 3)),
     (cbam, "cbam", 32, {"norm": "batch", "min_hidden": 1}, (2, 3)),
+    (pam, "PAM", 16, {"reduction": 8, "min_hidden": 1}, (2, 3)),
 ]
 
 
@@ -163,7 +189,7 @@ FOREIGN = [
     [pytest.param(*row[:4], d, id=f"{row[1]}-{d}d-{i}") for i, row in enumerate(FOREIGN) for d in row[4]],
 )
 def test_foreign_weights_compute_the_same_here(make, name, channels, options, dims):
-    foreign = make(dims).eval()
+    foreign = trained(make(dims)).eval()
     block = build_attention(name, channels, spatial_dims=dims, **options).eval()
     load_attention_weights(block, foreign.state_dict())
     x = torch.randn(2, channels, *SIZES[dims])

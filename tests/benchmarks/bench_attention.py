@@ -34,7 +34,7 @@ class Textbook(nn.Module):
         super().__init__()
         self.block = block
 
-    def parts(self):
+    def kernel_parts(self):
         return None
 
     def forward(self, x):

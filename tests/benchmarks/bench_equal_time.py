@@ -105,7 +105,7 @@ def run_nnunet(dataset, work, fold, minutes):
         folder = Path(folders(work)["nnUNet_preprocessed"]) / NAME
         (folder / "splits_final.json").write_text(json.dumps(splits))
         inputs = work / "inputs"
-        inputs.mkdir()
+        inputs.mkdir(exist_ok=True)
         for case in splits[fold]["val"]:
             shutil.copy(Path(folders(work)["nnUNet_raw"]) / NAME / "imagesTr" / f"{case}_0000.nii.gz", inputs)
         (work / "prepared").touch()
@@ -113,8 +113,9 @@ def run_nnunet(dataset, work, fold, minutes):
     if not (work / "nnunet.json").exists():
         subprocess.run([*script, "--worker", "train"], check=True, env=environ)
     out = work / "nnunet_predictions"
-    if not out.exists():
+    if not (work / "predicted").exists():
         subprocess.run([*script, "--worker", "predict"], check=True, env=environ)
+        (work / "predicted").touch()
     return json.loads((work / "nnunet.json").read_text()), out
 
 
@@ -137,6 +138,10 @@ def main():
     from measure import save
 
     work.mkdir(parents=True, exist_ok=True)
+    settings, asked = work / "settings.json", {"fold": options.fold, "minutes": options.budget}
+    if settings.exists() and json.loads(settings.read_text()) != asked:
+        parser.error(f"{work} holds {settings.read_text()}; give another --work")
+    settings.write_text(json.dumps(asked))
     run = work / "segscse"
     if not (run / "validation" / "summary.json").exists():
         shutil.rmtree(run, ignore_errors=True)

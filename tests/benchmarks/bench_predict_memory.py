@@ -138,8 +138,9 @@ def child(arguments):
     else:
         found = run_monai(arguments.network, plan, scan, out, arguments.child.removeprefix("monai-"))
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    found |= {"seconds": seconds, "peak_gb": peak / 1e9}
+    from measure import own_peak_mb
+
+    found |= {"seconds": seconds, "peak_gb": own_peak_mb() * 2**20 / 1e9}
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 
 

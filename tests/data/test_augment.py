@@ -271,6 +271,21 @@ class TestIntensities:
         assert out.shape == image.shape
         assert (out.flatten(1).std(1) < image.flatten(1).std(1)).all()
 
+    def test_low_resolution_moves_nothing(self):
+        ramp = torch.linspace(-1, 1, 24)
+        image = (ramp[:, None, None] + 2 * ramp[None, :, None] - ramp).expand(8, 1, 24, 24, 24)
+        out = augment._low_resolution(image.clone(), dataclasses.replace(NOTHING, low_resolution_p=1.0), _draws(8))
+        error = (out - image)[..., 4:-4, 4:-4, 4:-4].flatten(1).mean(1)
+        assert error.abs().max() < 0.3 * float(ramp[1] - ramp[0])  # of the sum of the slopes, 2
+
+    def test_contrast_is_a_factor_of_the_spread(self):
+        image = torch.randn(32, 1, 30, 30, generator=_generator())
+        image[:, :, 0, :2] = torch.tensor([-9.0, 9.0])  # so that hardly anything is cut off
+        out = augment._contrast(image.clone(), dataclasses.replace(NOTHING, contrast_p=1.0), _draws(32))
+        factors = out[..., 1:, :].flatten(1).std(1) / image[..., 1:, :].flatten(1).std(1)
+        assert 0.74 < factors.min() < 0.85
+        assert 1.15 < factors.max() < 1.26
+
     def test_a_constant_image_stays_finite(self):
         always = dataclasses.replace(NOTHING, **dict.fromkeys(INTENSITIES, 1.0))
         image = torch.full((2, 1, 8, 8, 8), 3.0)

@@ -1,5 +1,6 @@
 import mmap
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +64,15 @@ def test_the_pages_of_the_view_come_into_memory_and_others_do_not(tmp_path):
     if _in_page_cache(path).any():
         pytest.skip("this file system keeps its files in memory")
     array = torch.from_numpy(np.load(path, mmap_mode="c"))
-    view = array[10:14, 100:120, 50:60]
-    read_ahead(view)
-    assert int(view.sum()) == 0  # waits for them
-    found = np.flatnonzero(_in_page_cache(path))
-    wanted = {(128 + (x * 256 + y) * 1024 + 50) // PAGE for x in range(10, 14) for y in range(100, 120)}
-    assert wanted <= set(found.tolist())
+    wanted = {(128 + (x * 256 + y) * 1024 + 50) // PAGE for x in (10, 40) for y in range(100, 120)}
+    read_ahead(array[10:41:30, 100:120, 50:60])
+    for _ in range(500):  # the system reads on its own; nothing here touches the pages
+        found = set(np.flatnonzero(_in_page_cache(path)).tolist())
+        if wanted <= found:
+            break
+        time.sleep(0.01)
+    assert wanted <= found
+    assert len(found) < 0.2 * array.numel() / PAGE
 
 
 def test_it_does_nothing_for_an_empty_view_or_without_madvise(monkeypatch):

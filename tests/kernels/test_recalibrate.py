@@ -85,6 +85,19 @@ def test_result_and_gradients_are_those_of_the_formulas(case, channels, size):
 
 
 @each_case
+@pytest.mark.parametrize("channels", [320, 1000])
+def test_wide_maps_are_those_of_the_formulas(case, channels):
+    values = make((2, channels, 2, 3, 2))
+    upstream = torch.randn(values[0].shape)
+    out, ours = gradients(fused, values, case, upstream)
+    expected, theirs = gradients(plain, [value.double() for value in values], case, upstream)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=2e-5)
+    for got, wanted in zip(ours, theirs, strict=True):
+        if got is not None:
+            torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=1e-4 * (1 + float(wanted.abs().max())))
+
+
+@each_case
 def test_gradients_are_those_of_finite_differences(case):
     values = [value.requires_grad_() for value in make((2, 3, 2, 3, 2), torch.float64)]
     assert torch.autograd.gradcheck(lambda *leaves: fused(*leaves, case), values)

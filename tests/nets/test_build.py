@@ -53,6 +53,13 @@ def test_a_slice_wise_gate_weighs_the_slices_of_the_data(name, spacing_mm, axis)
     assert list(gate.gate(x).shape) == shape
 
 
+def test_an_axis_that_is_asked_for_wins_over_the_data():
+    blocks = AttentionConfig(encoder="slice_se:axis=0", decoder="slice_se")
+    attention = network_arguments(tiny_plan(spacing_mm=(1.0, 4.0, 1.0)), ModelConfig(attention=blocks))["attention"]
+    assert attention["encoder"] == ["slice_se", {"axis": 0}]
+    assert attention["decoder"] == ["slice_se", {"axis": 1}]
+
+
 def test_without_axes_every_gate_takes_that_of_its_name():
     blocks = AttentionConfig(encoder="slice_se", decoder="eca_layer3d", bottleneck="cse", reduction=4)
     arguments = network_arguments(tiny_plan(spacing_mm=(1.0, 4.0, 1.0)), ModelConfig(attention=blocks))

@@ -250,7 +250,7 @@ class TestTwoRunsAtOnce:
     def test_the_second_training_is_refused_and_the_first_goes_on(self, dataset, whole, tmp_path):
         run, log = tmp_path / "run", tmp_path / "log"
         first = start(train, log, dataset, run, CONFIG, False, tmp_path / "samples", None)
-        while not (run / LOCK).exists():
+        while not (run / LOCK).exists() and first.is_alive():
             time.sleep(0.001)
         second = tmp_path / "second"
         for resume in (False, True):

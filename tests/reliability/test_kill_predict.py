@@ -126,7 +126,7 @@ class TestPreprocessing:
             process = start(prepare, base / "log", data, base / name, self.CONFIG, started)
             _wait_for(started, process)
             began = time.monotonic()
-            while started.exists():
+            while started.exists() and process.is_alive():
                 time.sleep(0.001)
             seconds = time.monotonic() - began
             assert finish(process) == 0, (base / "log").read_text()
