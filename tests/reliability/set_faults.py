@@ -123,7 +123,7 @@ def output_is_input(stand: Stand) -> None:
 
 
 def output_exists(stand: Stand) -> None:
-    """Write where an earlier run left its results."""
+    """Write where an earlier run, or for `predict` somebody else, left results."""
     stand.fill_output()
 
 
