@@ -99,12 +99,15 @@ class Watch:
             self._say(_LEFT + (f"{told:d}{reason}" if reason else ""))
 
     def close(self) -> None:
-        """Let the others read what was said: the first process often holds the store."""
+        """Let the others read what was said: the first process often holds the store.
+
+        It looks more often than they beat, so that only those who were silent before are taken for lost.
+        """
         until = monotonic() + LEAVE_S
         while self.ranks.rank == 0 and monotonic() < until:
             with suppress(RuntimeError):
-                self._look()
-            if all(value.startswith(_LEFT) or self._silent[rank] > SOON for rank, value in self._last.items()):
+                self._look(beat=False)
+            if all(value.startswith(_LEFT) or self._silent[rank] >= SOON for rank, value in self._last.items()):
                 return
             sleep(0.2)
 
@@ -146,10 +149,11 @@ class Watch:
     def _say(self, what: str) -> None:
         self.store.set(f"segscse/{self.ranks.rank}", what)
 
-    def _look(self) -> None:
+    def _look(self, *, beat: bool = True) -> None:
+        """Read what the others say; at a beat, count those who have said nothing new."""
         values = self.store.multi_get([f"segscse/{rank}" for rank in self.others])
         with self._lock:
             for rank, value in zip(self.others, (value.decode() for value in values), strict=True):
                 same = value == self._last[rank] and not value.startswith(_LEFT)
-                self._silent[rank] = self._silent[rank] + 1 if same else 0
+                self._silent[rank] = self._silent[rank] + beat if same else 0
                 self._last[rank] = value

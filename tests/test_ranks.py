@@ -269,6 +269,25 @@ class TestWatch:
         first.close()
         assert first._last[1] == "left "
 
+    def test_it_waits_for_one_whose_beats_are_late(self, make, monkeypatch):
+        monkeypatch.setattr(watching, "LEAVE_S", 60.0)
+        first, second = make(2)
+        second._done.set()  # no beat for longer than six looks take
+        second._thread.join()
+        first.leave("")
+        threading.Timer(2.0, second.leave, [""]).start()
+        first.close()
+        assert first._last[1] == "left "
+
+    def test_it_does_not_wait_for_one_that_was_lost_before(self, make, monkeypatch):
+        monkeypatch.setattr(watching, "LEAVE_S", 600.0)
+        first, second = make(2)
+        second._done.set()
+        assert "process 1 of 2 has vanished" in str(first.explain(RuntimeError()))
+        first.leave("")
+        first.close()
+        assert not first._last[1].startswith("left")
+
     def test_many_processes_beat_more_slowly(self, store):
         assert Watch(Ranks(3, 64, 3, 8), store.clone()).beat_s == 4.0
 
