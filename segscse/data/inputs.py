@@ -18,40 +18,64 @@ GIVE_IMAGES = "Give files or folders of images"
 MOST_NAMED = 4
 
 
+# Case names to channel files, and why some of these cases cannot be used.
+Found = tuple[dict[str, tuple[Path, ...]], dict[str, InputError]]
+
+
 def find_inputs(paths: list[Path], channels: int) -> dict[str, tuple[Path, ...]]:
-    """Return the cases to predict, name to channel files, from image files, folders and CSV files.
+    """Return what `list_inputs` does, all of which must have its channels.
+
+    Raises:
+        InputError: nothing found, a case that occurs twice, or one without all its channels.
+    """
+    cases, faults = list_inputs(paths, channels)
+    for fault in faults.values():
+        raise fault
+    return cases
+
+
+def list_inputs(paths: list[Path], channels: int) -> Found:
+    """Return the cases to predict, name to channel files, from image files, folders and CSV files, and the bad ones.
 
     Where the files of a folder, or all files given singly, end in four digits, `_0000` among them, these number the
     channels of a case. A CSV has the columns `case,image[,image2...]`; `label` and `subject` are left aside.
 
     Raises:
-        InputError: nothing found, a case that occurs twice, or one without all its channels.
+        InputError: nothing found, a case that occurs twice, or no case with all its channels.
     """
     cases: dict[str, tuple[Path, ...]] = {}
-    single: dict[str, Path] = {}
-    sources = []
-    for path in paths:
-        name = image_stem(os.path.abspath(path) if path.is_dir() else path)  # "." has a name, too
-        if path.is_dir() and not _is_only_series(path):
-            sources.append(_grouped(_images_in(path), channels))
-        elif path.suffix == ".csv":
-            sources.append(_csv_inputs(path))
-        elif single.setdefault(name, path) != path:
-            raise InputError(f"two inputs are named {name!r}", file=path, remedy="Predict them separately")
-    sources.append(_grouped(single, channels))
-    for found in sources:
+    faults: dict[str, InputError] = {}
+    for found, bad in _sources(paths, channels):
+        faults |= bad
         for name, files in found.items():
             check_name(name, files[0])
             if name in cases:
                 raise InputError(f"two inputs are named {name!r}", file=files[0], remedy="Predict them separately")
             cases[name] = files
+    if not cases:
+        raise InputError("no images found", file=paths[0] if paths else None, remedy=GIVE_IMAGES)
+    if len(faults) == len(cases):  # rather another model's scans than some files lost
+        raise next(iter(faults.values()))
+    return cases, faults
+
+
+def _sources(paths: list[Path], channels: int) -> list[Found]:
+    """Return what every folder and CSV holds, and what the files given singly are."""
+    single: dict[str, Path] = {}
+    sources: list[Found] = []
+    for path in paths:
+        name = image_stem(os.path.abspath(path) if path.is_dir() else path)  # "." has a name, too
+        if path.is_dir() and not _is_only_series(path):
+            sources.append(_grouped(_images_in(path), channels))
+        elif path.suffix == ".csv":
+            sources.append((_csv_inputs(path), {}))
+        elif single.setdefault(name, path) != path:
+            raise InputError(f"two inputs are named {name!r}", file=path, remedy="Predict them separately")
     # What a folder lists fails by itself; what is named on the command line may be a slip of the pen.
     missing = [path for path in single.values() if not is_image(path)]
     if missing:
         raise InputError("is no image file", file=missing[0], remedy="Check the path")
-    if not cases:
-        raise InputError("no images found", file=paths[0] if paths else None, remedy=GIVE_IMAGES)
-    return cases
+    return [*sources, _grouped(single, channels)]
 
 
 def _is_only_series(folder: Path) -> bool:
@@ -84,24 +108,26 @@ def _csv_inputs(path: Path) -> dict[str, tuple[Path, ...]]:
     return {row["case"]: tuple(path.parent / row[name] for name in image_columns) for row in rows}
 
 
-def _grouped(images: dict[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
+def _grouped(images: dict[str, Path], channels: int) -> Found:
     numbered = {stem: re.fullmatch(r"(.+)_(\d{4})", stem) for stem in images}
     groups: dict[str, dict[int, Path]] = {}
     others = {stem: (images[stem],) for stem, match in numbered.items() if match is None}
     if others and channels == 1:  # numbers are part of names
-        return {stem: (path,) for stem, path in images.items()}
+        return {stem: (path,) for stem, path in images.items()}, {}
     for stem, match in numbered.items():
         if match is not None:
             groups.setdefault(match[1], {})[int(match[2])] = images[stem]
     if not any(0 in files for files in groups.values()):  # a case number, not a channel's
-        return {stem: (path,) for stem, path in images.items()}
-    for name, files in groups.items():
-        if sorted(files) not in ([0], list(range(channels))):
-            raise InputError(
-                f"case {name!r} has the channel files {sorted(files)}, the model takes {list(range(channels))}",
-                file=next(iter(files.values())),
-                remedy="Add the missing channel or remove the others; where the numbers are those of cases, name them "
-                "in a CSV (case,image)",
-            )
+        return {stem: (path,) for stem, path in images.items()}, {}
     found = {name: tuple(files[channel] for channel in sorted(files)) for name, files in groups.items()}
-    return {**found, **{name: files for name, files in others.items() if name not in found}}
+    faults = {
+        name: InputError(
+            f"case {name!r} has the channel files {sorted(files)}, the model takes {list(range(channels))}",
+            file=found[name][0],
+            remedy="Add the missing channel or remove the others; where the numbers are those of cases, name them "
+            "in a CSV (case,image)",
+        )
+        for name, files in groups.items()
+        if sorted(files) not in ([0], list(range(channels)))
+    }
+    return {**found, **{name: files for name, files in others.items() if name not in found}}, faults

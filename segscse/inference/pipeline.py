@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from segscse import __version__
-from segscse.data.inputs import find_inputs
+from segscse.data.inputs import Found, list_inputs
 from segscse.data.io import SUFFIXES
 from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
@@ -93,27 +93,27 @@ def predict_files(
         group: processes among which the cases are dealt out; `memory` is of each, and the outcome that of all.
 
     Raises:
-        InputError: no inputs, `out` is where the inputs lie, or the largest case cannot fit in `memory`, or in what
-            memory and disk there are.
+        InputError: no inputs, none with all its channels, `out` is where the inputs lie, or the largest case cannot
+            fit in `memory`, or in what memory and disk there are.
         Interrupted: a signal stopped the work; whole files are there, `resume` continues.
     """
     options = options or Options()
     with ExitStack() as held:
 
-        def begin() -> Mapping[str, Sequence[Path]]:
-            found = find_inputs(list(inputs), len(model.plan.channels))
+        def begin() -> Found:
+            found, faults = list_inputs(list(inputs), len(model.plan.channels))
             _refuse_overwriting(found, out)
             require_disk("the prediction", out, 0, 0, "")  # whether anything can be written there
             held.enter_context(only_writer(out))
             _refuse_strangers(found, out)
             remove_leftovers(out, *(out / name for name in MAPS))
             merge_parts(out)  # of an earlier job of several processes that was ended
-            return found
+            return found, faults
 
-        cases = group.on_first(begin)
+        cases, faults = group.on_first(begin)
         window = max(window_bytes(member) for member in model.members)
         room = Room(model, options, memory, several=len(cases) > 1, window=window)
-        scans = sizes(cases)
+        scans = sizes({name: files for name, files in cases.items() if name not in faults})
         warnings = [(name, case_note(other)) for name, other in same_but_case(list(cases))]
         outcome = Outcome(memory=room.largest(scans), warnings=warnings)
         if outcome.memory is not None:
@@ -122,7 +122,7 @@ def predict_files(
                     say(line)
         room = room.begin(outcome.memory)
         part = group.rank if group.world > 1 else None
-        run = _Run(model, _dealt(cases, group), out, form, resume, room, outcome, progress, part)
+        run = _Run(model, _dealt(cases, group), faults, out, form, resume, room, outcome, progress, part)
         with _stoppable(outcome, out):
             run.all()
         outcomes = group.gather(outcome)
@@ -150,6 +150,7 @@ class _Run:
         self,
         model: Segmenter,
         cases: Mapping[str, Sequence[Path]],
+        faults: Mapping[str, InputError],
         out: Path,
         form: OutputFormat,
         resume: bool,
@@ -160,6 +161,7 @@ class _Run:
     ) -> None:
         self.model = model
         self.cases = cases
+        self.faults = faults
         self.out = out
         self.form = form
         self.resume = resume
@@ -201,6 +203,8 @@ class _Run:
         for name, files in self.cases.items():
             inputs: Sequence[Sequence[str]] = ()
             try:
+                if name in self.faults:
+                    raise self.faults[name]
                 inputs = digests(files)
                 if self.resume and self.manifest.verified(name, inputs):
                     yield _Case(name, inputs, verified=True)

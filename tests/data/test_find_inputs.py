@@ -1,10 +1,11 @@
 """What `predict` takes for cases: files, folders and CSV files."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 
-from segscse.data.inputs import find_inputs
+from segscse.data.inputs import find_inputs, list_inputs
 from segscse.data.io import list_images
 from segscse.errors import InputError
 
@@ -44,6 +45,16 @@ class TestInputs:
     def test_a_gap_in_the_channels_is_refused(self, fill):
         with pytest.raises(InputError, match=r"case 'a' has the channel files \[0, 2\], the model takes \[0, 1\]"):
             find_inputs([fill("a_0000.nii", "a_0002.nii")], 2)
+
+    def test_a_gap_is_of_its_case_where_others_are_whole(self, fill):
+        root = fill("a_0000.nii", "a_0002.nii", "b_0000.nii", "b_0001.nii")
+        cases, faults = list_inputs([root], 2)
+        assert set(cases) == {"a", "b"}
+        assert list(faults) == ["a"]
+        for error in (faults["a"], pickle.loads(pickle.dumps(faults["a"]))):  # the first process tells the others
+            assert str(error).startswith(f"{root / 'a_0000.nii'}: case 'a' has the channel files [0, 2], the model")
+        with pytest.raises(InputError, match="case 'a' has"):
+            find_inputs([root], 2)
 
     def test_two_inputs_of_one_name_are_refused(self, fill):
         root = fill("x/a.nii", "y/a.nii")

@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,19 @@ class TestFolders:
         assert _names(out) == {"scan_0.nii.gz", "scan_2.nii.gz", *SIDE_FILES}
         assert seen == sorted(seen)
         assert seen[-1] == (3 * PARTS, 3 * PARTS)
+
+    def test_a_case_without_its_channels_does_not_stop_the_others(self, scans, out):
+        for path in list(scans.iterdir()):
+            path.rename(scans / path.name.replace(".nii.gz", "_0000.nii.gz"))
+        assert not predict_files(nearest_predictor(), [scans], out).failures
+        before = {path.name: path.read_bytes() for path in out.glob("*.nii.gz")}
+        shutil.copy(scans / "scan_1_0000.nii.gz", scans / "scan_1_0001.nii.gz")
+        outcome = predict_files(nearest_predictor(), [scans], out)
+        assert [path.name for path in outcome.written] == ["scan_0.nii.gz", "scan_2.nii.gz"]
+        assert [failure.case for failure in outcome.failures] == ["scan_1"]
+        assert "case 'scan_1' has the channel files [0, 1], the model takes [0]" in outcome.failures[0].reason
+        assert "What an earlier run of this model had made of it is kept." in outcome.failures[0].reason
+        assert {path.name: path.read_bytes() for path in out.glob("*.nii.gz")} == before
 
     def test_a_case_that_breaks_the_network_does_not_stop_the_others(self, scans, out):
         class Fragile(Nearest):
