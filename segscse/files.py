@@ -13,7 +13,9 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
+from math import inf
 from pathlib import Path
+from time import time
 from typing import Any
 
 from segscse.errors import InputError
@@ -65,18 +67,29 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
-def remove_leftovers(*folders: Path) -> int:
+def remove_leftovers(*folders: Path, unchanged_s: float = 0.0) -> int:
     """Remove what killed writers left in these folders, known by its name, and return how many there were.
 
-    Only for a folder that no other process writes to, see `only_writer`: the files of one at work look the same.
+    The files of a process at work look the same: for a folder that others may write to (see `only_writer`),
+    `unchanged_s` is for how long nobody can have written to them.
     """
+    before = time() - unchanged_s
     found = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if is_temporary(path)]
+    found = [path for path in found if unchanged_s == 0 or _changed(path) < before]
     for path in found:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
     return len(found)
+
+
+def _changed(path: Path) -> float:
+    """Return when a file was last written, in seconds; one that has gone meanwhile is no leftover."""
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return inf
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from segscse.data.plan import Plan
 from segscse.data.text_header import detached_voxels
 from segscse.data.transforms import PREPROCESSING_VERSION, preprocess
 from segscse.errors import InputError
-from segscse.files import atomic_path, digest
+from segscse.files import atomic_path, digest, remove_leftovers
 from segscse.types import Progress
 
 # Goes into the key of saved cases: raise it when the files in a case's folder change.
 STORE_VERSION = 2
+DAY_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ def _save(folder: Path, case: StoredCase, slice_axis: int | None) -> None:
         [np.column_stack([np.full(len(p), n, np.int32), p]) for n, p in case.places.items()]
         or [np.empty((0, 4), np.int32)]
     )
+    remove_leftovers(folder, unchanged_s=DAY_S)  # several processes may share a cache, so only old ones
     volumes = {"image": case.image.numpy(), "label": case.label.numpy()}
     turned = {name: np.moveaxis(item, _axis(item, slice_axis), item.ndim - 3) for name, item in volumes.items()}
     for name, array in (("image", turned["image"]), ("places", places), ("label", turned["label"])):

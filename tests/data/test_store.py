@@ -1,6 +1,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from time import time
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from volumes import TINY_AFFINE, TINY_SHAPE, tiny_case
 
 from segscse.data.index import Case, open_dataset
 from segscse.data.plan import Normalisation
-from segscse.data.store import CaseStore
+from segscse.data.store import DAY_S, CaseStore
 from segscse.data.transforms import preprocess
 from segscse.errors import InputError
+from segscse.files import temporary_path
 
 
 def _assert_equal(first, second):
@@ -141,6 +143,18 @@ def test_a_saved_case_is_not_prepared_again_and_a_half_saved_one_is(tmp_path, ca
     (folder / "image.npy").write_bytes(b"half")
     expected = CaseStore(cases[:1], build_plan(), tmp_path / "new", 1.0)[cases[0].id]
     _assert_equal(CaseStore(cases[:1], build_plan(), tmp_path, 0.0)[cases[0].id], expected)
+
+
+def test_what_a_killed_process_left_goes_and_what_another_writes_stays(tmp_path, cases, build_plan):
+    CaseStore(cases[:1], build_plan(), tmp_path, 0.0).prepare()
+    (folder,) = tmp_path.iterdir()
+    (folder / "label.npy").unlink()
+    killed, at_work = (temporary_path(folder / "image.npy") for _ in range(2))
+    for path in (killed, at_work):
+        path.write_bytes(b"half")
+    os.utime(killed, (time() - 1.1 * DAY_S,) * 2)
+    CaseStore(cases[:1], build_plan(), tmp_path, 0.0).prepare()
+    assert {path.name for path in folder.iterdir()} == {"image.npy", "label.npy", "places.npy", at_work.name}
 
 
 def test_another_file_or_another_plan_is_another_entry(tmp_path, make_dataset, make_volume, build_plan):
