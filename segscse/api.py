@@ -18,6 +18,7 @@ from segscse.evaluation.folders import evaluate_folders
 from segscse.evaluation.tables import load_provenance
 from segscse.files import only_writer, write_json
 from segscse.inference.predictor import load_one
+from segscse.nets.build import check_attention
 from segscse.ranks import ALONE, Group
 from segscse.training.run import Run, train_run
 from segscse.types import Progress
@@ -39,7 +40,9 @@ def plan(
     Raises:
         InputError: the data set or the configuration has errors.
     """
-    return plan_dataset(dataset, config_of(config), labels=labels).plan
+    chosen = config_of(config)
+    check_attention(chosen.model)
+    return plan_dataset(dataset, chosen, labels=labels).plan
 
 
 def train(

@@ -76,8 +76,8 @@ class ModelConfig:
 
     spatial_dims: Literal[2, 3] = 3
     """2 trains on slices, 3 on volumes."""
-    block: Literal["plain", "residual"] = "plain"
-    """Two convolutions a stage, or two with a shortcut."""
+    block: Literal["plain", "residual", "selective"] = "plain"
+    """Two convolutions a stage, or two with a shortcut, or a convolution and a selective kernel (`sk`)."""
     base_features: Whole = 16
     """Channels of the first stage; they double from stage to stage."""
     max_features: Whole = 320
@@ -300,6 +300,11 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         if argument is not None and message.startswith("Incorrect number"):  # all that this one says
             message = f"{argument.name} from {', '.join({token.source for token in argument.tokens})}: {message}"
         raise InputError(message, remedy="See configs/ for examples") from error
+    except InputError as error:  # of a section's own check
+        files = ", ".join(str(origin) for _, origin in sources if not isinstance(origin, Mapping))
+        if not files or error.file is not None:
+            raise
+        raise InputError(error.problem, file=files, remedy=error.remedy or "See configs/ for examples") from error
 
 
 def save_config(path: str | Path, config: ExperimentConfig) -> None:

@@ -19,7 +19,7 @@ from segscse.data.sampling import cut_size
 from segscse.data.split import Split, make_split, n_folds
 from segscse.data.transforms import preprocess
 from segscse.errors import InputError
-from segscse.hardware import Machine, examine_machine, pick_device, pick_precision
+from segscse.hardware import Machine, examine_machine, pick_device, pick_precision, working_device
 from segscse.limits import size_text
 from segscse.nets.build import check_attention
 from segscse.training.clock import VALIDATION_SHARE, affordable_cases
@@ -49,7 +49,8 @@ class Finding:
     remedy: str = ""
 
     def __str__(self) -> str:
-        return " ".join(f"{part.rstrip('.')}." for part in (self.problem, self.remedy) if part)
+        parts = (part for part in (self.problem, self.remedy) if part)
+        return " ".join(part if part.endswith((".", "?")) else f"{part}." for part in parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ def diagnose(
     if dataset is not None:
         try:
             check_attention(chosen.model)
-            device = pick_device(chosen.train.device)
+            device = working_device(chosen.train.device)
             planned = plan_dataset(dataset, chosen, labels=labels, progress=progress)
             forecast, more = _forecast(planned, chosen, device, fold, Path(out))
             findings += more
@@ -169,6 +170,10 @@ def machine_findings(machine: Machine, computes_on: str = "cpu") -> list[Finding
     elif kernels.cache is None:
         problem = "compiled kernels cannot be kept, so every training waits some ten seconds for them"
         found.append(Finding("warning", problem, "Set NUMBA_CACHE_DIR to a folder that you alone can write to"))
+    if machine.idle_gpus:
+        problem = f"{machine.idle_gpus} GPUs are there that torch cannot use"
+        remedy = "Install the driver that this torch wants, or a torch for this driver; or one is full or another's"
+        found.append(Finding("warning", problem, remedy))
     if machine.threads < machine.cores:
         problem = f"torch uses {machine.threads} of {machine.cores} cores"
         names = [name for name in machine.settings if name.endswith("NUM_THREADS")]

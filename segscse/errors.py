@@ -52,8 +52,9 @@ def choose(kind: str, got: str, allowed: object) -> InputError:
     from difflib import get_close_matches
 
     names = sorted(str(name) for name in allowed)  # type: ignore[attr-defined]
-    close = get_close_matches(got, names, n=1)
-    remedy = f"Did you mean {close[0]!r}?" if close else ""
+    lower = {name.lower(): name for name in names}  # of names that differ in capitals alone, the one without
+    close = get_close_matches(got.lower(), lower, n=1)
+    remedy = f"Did you mean {lower[close[0]]!r}?" if close else ""
     return InputError(f"unknown {kind} {got!r}; allowed: {', '.join(names)}", remedy=remedy)
 
 

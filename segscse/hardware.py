@@ -58,7 +58,8 @@ class Machine:
         settings: environment variables that decide about threads, as far as they are set.
         memory: what can be taken.
         shared_memory: free bytes of `/dev/shm`; None where the system has none.
-        gpu: names, total and free bytes of the CUDA devices.
+        gpu: names, total and free bytes of the CUDA devices that can be used.
+        idle_gpus: number of CUDA devices that this torch and the driver cannot use together.
         mps: whether Apple's GPU can be used.
         bf16: whether the best device here multiplies in bfloat16.
         device: what `auto` takes.
@@ -77,6 +78,7 @@ class Machine:
     memory: Memory
     shared_memory: int | None
     gpu: tuple[tuple[str, int, int], ...]
+    idle_gpus: int
     mps: bool
     bf16: bool
     device: str
@@ -93,6 +95,7 @@ def examine_machine(out: str | Path = ".") -> Machine:
     from segscse.inference.engines import installed
 
     device = pick_device("auto")
+    gpus = [_gpu(number) for number in range(torch.cuda.device_count())]
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=cpu_name(),
@@ -101,7 +104,8 @@ def examine_machine(out: str | Path = ".") -> Machine:
         settings={name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},
         memory=memory(),
         shared_memory=shared_memory(),
-        gpu=tuple(_gpu(number) for number in range(torch.cuda.device_count())),
+        gpu=tuple(gpu for gpu in gpus if gpu is not None),
+        idle_gpus=gpus.count(None),
         mps=torch.backends.mps.is_available(),
         bf16=pick_precision("auto", device) == "bf16",
         device=device.type,
@@ -142,8 +146,32 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def working_device(name: str) -> torch.device:
+    """Return what `pick_device` does, after it has computed something.
+
+    Raises:
+        InputError: the device is not there, or torch cannot use it, as with a GPU that its build has no code for.
+    """
+    device = pick_device(name)
+    try:
+        torch.ones(1, device=device).add(1).item()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"device {device.type!r} cannot be used ({reason})",
+            remedy="Install a torch that is built for it, or take the CPU: --train.device cpu, or --device cpu",
+        ) from error
+    return device
+
+
 def pick_precision(name: Literal["auto", "bf16", "fp32"], device: torch.device) -> Literal["bf16", "fp32"]:
-    """Return bf16 for `auto` where the hardware multiplies in it (AMX, AVX512-BF16, recent GPUs), else fp32."""
+    """Return bf16 for `auto` where the hardware multiplies in it (AMX, AVX512-BF16, recent GPUs), else fp32.
+
+    Raises:
+        InputError: bf16 on Apple's GPU, which has no transposed convolution of volumes in it.
+    """
+    if name == "bf16" and device.type == "mps":
+        raise InputError("bf16 cannot be used on device 'mps'", remedy="Leave --train.precision at auto, which is fp32")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -182,9 +210,13 @@ def versions() -> dict[str, str]:
     return {"segscse": __version__, "python": platform.python_version(), **packages, "torch": str(torch.__version__)}
 
 
-def _gpu(number: int) -> tuple[str, int, int]:
-    free, total = torch.cuda.mem_get_info(number)
-    return torch.cuda.get_device_name(number), total, free
+def _gpu(number: int) -> tuple[str, int, int] | None:
+    """Return name, total and free bytes; None where the driver is too old, or the device is another's or full."""
+    try:
+        free, total = torch.cuda.mem_get_info(number)
+        return torch.cuda.get_device_name(number), total, free
+    except RuntimeError:
+        return None
 
 
 def _dependencies() -> dict[str, str]:

@@ -256,6 +256,6 @@ def _number(file: Path) -> int | None:
 def is_lack_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory could not be had; torch's are of no type of their own on a CPU."""
     if isinstance(error, RuntimeError):
-        words = "(can't|cannot) allocate memory|(out of|not enough) memory|bad_alloc"
+        words = "(can't|cannot) allocate memory|(out of|not enough) memory|bad_alloc|_ALLOC_FAILED"
         return re.search(words, str(error), re.IGNORECASE) is not None
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

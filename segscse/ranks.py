@@ -257,7 +257,7 @@ def joined(ranks: Ranks, *, nccl: bool = False) -> Iterator[Group]:
             _ignore_sigterm()  # torchrun sends it when another process has ended
             found = watch.explain(error)
             watch.leave("" if found is not None else _said(error), told=not isinstance(error, Interrupted))
-            _disconnect(watch)
+            _disconnect(watch, wind_up=not nccl)
             if found is not None:
                 raise found from error
             raise
@@ -305,12 +305,17 @@ def _connect(ranks: Ranks, *, nccl: bool) -> tuple[Watch, Any]:
     return watch, control
 
 
-def _disconnect(watch: Watch) -> None:
-    """Close the connections, at which the others wake up, and keep the store until they have left, too."""
+def _disconnect(watch: Watch, *, wind_up: bool = True) -> None:
+    """Close the connections, at which the others wake up, and keep the store until they have left, too.
+
+    After an error NCCL would wait for the others, who never come: without `wind_up` its connections end with the
+    process, and the others learn of it from their watch.
+    """
     import torch.distributed as dist
 
-    with suppress(Exception):  # a vanished peer must not keep this process from ending
-        dist.destroy_process_group()
+    if wind_up:
+        with suppress(Exception):  # a vanished peer must not keep this process from ending
+            dist.destroy_process_group()
     watch.close()
 
 

@@ -139,8 +139,8 @@ def on_gpu():
     """Let trainings and predictions take the stand-in for their device."""
     with (
         mock.patch.object(run.pl, "Trainer", _trainer),
-        mock.patch.object(setup, "pick_device", return_value=GPU),
-        mock.patch.object(select, "pick_device", return_value=GPU),
+        mock.patch.object(setup, "working_device", return_value=GPU),
+        mock.patch.object(select, "working_device", return_value=GPU),
         mock.patch.dict(restore.TILE, {GPU.type: restore.TILE["cuda"]}),
         _Devices(),
     ):

@@ -77,6 +77,12 @@ def test_a_configuration_with_an_unknown_key_is_refused_with_its_file(dataset, t
         segscse.plan(dataset, config=tmp_path / "x.yaml")
 
 
+def test_attention_that_no_network_can_have_is_refused_before_data_are_read(tmp_path):
+    (tmp_path / "x.yaml").write_text("model: {attention: {encoder: 'scse:aggregation=mx'}}\n")
+    with pytest.raises(InputError, match=r"unknown aggregation 'mx'; .* Did you mean 'max'"):
+        segscse.plan(tmp_path / "no data", config=tmp_path / "x.yaml")
+
+
 def test_a_segmentation_can_be_drawn_over_its_image(dataset, trained):  # noqa: F811
     path = dataset / "imagesTr" / "case_1.nii.gz"
     figure = segscse.plot_overlay(path, segscse.load(trained.folder, device="cpu").predict(path))

@@ -95,6 +95,14 @@ class TestValues:
         with pytest.raises(InputError, match=rf"{name} must be .*{allowed}.*, got "):
             load_config(_nest(name, value))
 
+    def test_a_value_out_of_range_in_a_file_names_the_file(self, tmp_path):
+        one = _write(tmp_path / "a.yaml", {"optim": {"lr": 1e-3}})
+        two = _write(tmp_path / "b.yaml", {"model": {"base_features": 2}})
+        with pytest.raises(
+            InputError, match=r"a\.yaml, .*b\.yaml: model\.base_features must be >= 4, got 2\. See config"
+        ):
+            load_config(one, two)
+
     @pytest.mark.parametrize("name", _whole_numbers())
     def test_a_whole_number_is_not_rounded(self, tmp_path, name):
         path = _write(tmp_path / "a.yaml", _nest(name, 4096.5))

@@ -36,3 +36,9 @@ def test_an_unknown_name_lists_what_is_allowed_and_the_closest_match(got, remedy
     error = choose("attention", got, {"scse": 1, "eca": 2, "none": 3})
     assert error.problem == f"unknown attention {got!r}; allowed: eca, none, scse"
     assert error.remedy == remedy
+
+
+def test_capitals_do_not_lead_to_another_name():
+    names = ("ENCAM", "ECALayer", "eca", "sSE", "se")
+    for got, meant in (("ECA", "eca"), ("SE", "se"), ("SSE", "sSE")):
+        assert choose("attention", got, names).remedy == f"Did you mean {meant!r}?"

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from segscse import hardware
+from segscse.doctor import machine_findings
 from segscse.errors import InputError
-from segscse.hardware import PACKAGES, autocast, pick_device, pick_precision, versions
+from segscse.hardware import PACKAGES, autocast, examine_machine, pick_device, pick_precision, versions, working_device
 
 CPU = torch.device("cpu")
 
@@ -22,6 +23,36 @@ def test_auto_picks_a_device_that_is_there():
 def test_a_device_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(InputError, match=r"device 'cuda' is not available here; available: .*cpu"):
         pick_device("cuda")
+
+
+def test_a_gpu_that_torch_has_no_code_for_is_refused_before_anything_is_done(monkeypatch):
+    assert working_device("cpu") == CPU
+
+    def fails(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fails)
+    for name in ("cuda", "auto"):
+        with pytest.raises(InputError, match=r"'cuda' cannot be used \(CUDA error: no kernel image .* device\)\. Inst"):
+            working_device(name)
+
+
+def test_a_gpu_whose_driver_does_not_fit_is_counted(monkeypatch):
+    def fails(number):
+        raise RuntimeError("The NVIDIA driver on your system is too old")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (1, 2) if number else fails(number))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "A GPU")
+    machine = examine_machine()
+    assert (machine.gpu, machine.idle_gpus) == ((("A GPU", 2, 1),), 1)
+    assert "1 GPUs are there that torch cannot use" in [finding.problem for finding in machine_findings(machine)]
+
+
+def test_bf16_is_refused_on_apples_gpu():
+    with pytest.raises(InputError, match=r"bf16 cannot be used on device 'mps'\. Leave --train\.precision at auto"):
+        pick_precision("bf16", torch.device("mps"))
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp32"])

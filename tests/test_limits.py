@@ -118,6 +118,18 @@ class TestLackOfMemory:
             take()
         assert limits.is_lack_of_memory(caught.value)
 
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "CUDA out of memory. Tried to allocate 2.00 GiB",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+            "MPS backend out of memory (MPS allocated: 8.00 GB)",
+        ],
+    )
+    def test_of_a_gpu_is_recognised(self, said):
+        assert limits.is_lack_of_memory(RuntimeError(said))
+
     @pytest.mark.parametrize("work", [lambda: torch.ones(2) @ torch.ones(3), lambda: [][0], lambda: np.ones(2) @ [1]])
     def test_is_not_seen_in_other_errors(self, work):
         with pytest.raises((RuntimeError, LookupError, ValueError)) as caught:

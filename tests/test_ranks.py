@@ -2,6 +2,7 @@ import os
 import signal
 import threading
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -290,6 +291,18 @@ class TestWatch:
 
     def test_many_processes_beat_more_slowly(self, store):
         assert Watch(Ranks(3, 64, 3, 8), store.clone()).beat_s == 4.0
+
+
+@pytest.mark.parametrize(("nccl", "wound_up"), [(False, 1), (True, 0)])
+def test_after_an_error_nccl_is_left_to_end_with_the_process(monkeypatch, nccl, wound_up):
+    calls = []
+    watch = SimpleNamespace(explain=lambda error: None, leave=lambda *_, **__: calls.append("left"), close=lambda: None)
+    monkeypatch.setattr(module, "_connect", lambda ranks, nccl: (watch, None))
+    monkeypatch.setattr(module, "_use_own_cores", lambda ranks: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("wound up"))
+    with pytest.raises(RuntimeError, match="of our own"), joined(Ranks(0, 2, 0, 2), nccl=nccl):
+        raise RuntimeError("of our own")
+    assert calls == ["left", *["wound up"] * wound_up]
 
 
 def test_two_processes_agree():

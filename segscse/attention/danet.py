@@ -28,15 +28,20 @@ class ChannelAffinity(AttentionBlock):
         similarity: `"released"` is the softmax of `max - energy` as in the authors' code, which attends to
             the *least* similar channels (they report that it trains better); `"paper"` is the paper's
             formula, the softmax of the energy.
+        scale: divide the energies by the square root of N, which neither does: sums over the positions of a volume
+            are so large that the softmax takes a single channel.
     """
 
-    def __init__(self, channels: int, *, spatial_dims: int, similarity: str = "released") -> None:
+    def __init__(self, channels: int, *, spatial_dims: int, similarity: str = "released", scale: bool = False) -> None:
         super().__init__(channels, spatial_dims=spatial_dims)
         self.similarity = one_of("similarity", similarity, SIMILARITIES)
+        self.scale = scale
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def _affinity(self, rows: Tensor) -> Tensor:
         energy = rows @ rows.transpose(1, 2)
+        if self.scale:
+            energy = energy / rows.shape[-1] ** 0.5
         return torch.softmax(-energy if self.similarity == "released" else energy, dim=-1)
 
     def gate(self, x: Tensor) -> Tensor:

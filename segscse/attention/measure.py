@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segscse.attention import ALIASES, ATTENTION, BLOCKS, AttentionBlock, build_attention
 from segscse.attention.papers import SOURCES, Source
 from segscse.errors import InputError, choose
-from segscse.hardware import autocast, pick_device, pick_precision, versions
+from segscse.hardware import autocast, pick_precision, versions, working_device
 from segscse.nets.dims import channels_last
 from segscse.types import Progress
 
@@ -172,7 +172,7 @@ def measure_blocks(
     for name in chosen:
         if name not in ATTENTION:
             raise choose("attention block", name, ATTENTION)
-    device = pick_device(setting.device)
+    device = working_device(setting.device)
     precision = pick_precision(setting.precision, device)
     candidates, skipped = _build(chosen, setting, device)
     if not candidates:

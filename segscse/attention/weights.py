@@ -56,6 +56,8 @@ def load_attention_weights(block: AttentionBlock, state_dict: Mapping[str, Tenso
       `channel_attention/spatial_attention` or `ca/sa`;
     - `danet_cam`: `gamma.scale`; `danet_pam`: `query_conv/key_conv/value_conv`.
 
+    `bam` and `sk` take their own names only.
+
     Names do not tell what the other code computes with the weights: choose the options to match. ai-med
     joins scSE by `"max"`, segmentation_models.pytorch by `"add"`; `Conv_Squeeze` ports have no ReLU
     (`hidden_act=None`); the layers of `SELayer3DNew` act on slices and fit no block here. A bias that the

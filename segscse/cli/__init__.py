@@ -53,7 +53,8 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         if is_lack_of_memory(error):
             reason = one_line(error)[:160] or type(error).__name__
-            remedy = "Free memory or do less at once; for a training `segscse doctor` says what fits"
+            remedy = "Free memory or do less at once: a training takes less with a smaller --data.batch-size or "
+            remedy += "--data.max-patch-voxels, and `segscse doctor` says what fits"
             _say_error(InputError(f"memory ran out ({reason})", remedy=remedy))
             return 2
         sys.stderr.write(f"segscse: internal error: {type(error).__name__}: {one_line(error)} (see --debug)\n")

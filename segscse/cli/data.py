@@ -53,12 +53,14 @@ def plan(
         dataset: As for `segscse check`.
         out: Where to write the plan.
         labels: Folder of label maps that pair with the images by name.
-        config: YAML files of settings, merged in order; flags win over them.
+        config: YAML file of settings; may be given repeatedly, later files win, and flags win over all.
         experiment: Settings of the experiment.
     """
     from segscse.data.plan import save_plan
     from segscse.data.prepare import plan_dataset
+    from segscse.nets.build import check_attention
 
+    check_attention(experiment.model)
     with show_bar(make_console(), "reading") as progress:
         planned = plan_dataset(dataset, experiment, labels=labels, progress=progress)
     if planned.warnings:

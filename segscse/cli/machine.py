@@ -77,7 +77,7 @@ def doctor(
         budget: As for `segscse train`.
         json: Also write everything to this file.
         labels: Folder of label maps that pair with the images by name.
-        config: YAML files of settings, merged in order; flags win over them.
+        config: YAML file of settings; may be given repeatedly, later files win, and flags win over all.
         experiment: Settings of the experiment.
     """
     from segscse.cli.doctor import forecast_table, machine_table

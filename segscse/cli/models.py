@@ -45,7 +45,7 @@ def train(
         devices: Processes on this machine, one a GPU or a part of the cores. They share every batch, or with
             --fold cv the folds. Under torchrun or srun it is what those started.
         nodes: Machines; each runs this command under torchrun or srun.
-        config: YAML files of settings, merged in order; flags win over them.
+        config: YAML file of settings; may be given repeatedly, later files win, and flags win over all.
         experiment: Settings of the experiment.
     """
     ranks = require_processes(devices, nodes)
@@ -247,7 +247,7 @@ def export(
         out: The new folder.
         engine: openvino (the default) or onnx; repeat for both.
         precision: Of OpenVINO; bf16 is half precision where the hardware has it; int8 needs --calibrate.
-        calibrate: Scans, or folders of scans, to calibrate int8 with and to compare on.
+        calibrate: Scan, or folder of scans, to calibrate int8 with and to compare on; may be given repeatedly.
     """
     from segscse.inference.export import export_model
 

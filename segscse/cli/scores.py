@@ -42,7 +42,7 @@ def evaluate(
         labels: Labels to score, such as 1,2,5; every one that occurs if not given.
         names: Names of labels, such as 1=liver,2=spleen.
         nsd_tolerance_mm: Tolerance of the surface Dice, such as 2, or one per label, 1=2,2=1.5.
-        probabilities: Folder that predict --probabilities wrote; adds calibration (ECE, Brier). Needs --labels.
+        probabilities: Folder `probabilities` that predict --probabilities wrote; adds ECE and Brier. Needs --labels.
         missing: What to do about references without a prediction: refuse, or score an empty one.
         workers: Cases scored at a time; one per core, at most 4, if not given.
         subjects: CSV with the columns case,subject, where subjects have several cases.
@@ -146,7 +146,7 @@ def ablate(
         devices: Processes on this machine, one a GPU or a part of the cores, that share the trainings. Under torchrun
             or srun it is what those started.
         nodes: Machines; each runs this command under torchrun or srun.
-        config: YAML files of settings, merged in order; flags win over them.
+        config: YAML file of settings; may be given repeatedly, later files win, and flags win over all.
         experiment: Settings of the experiment.
     """
     ranks = require_processes(devices, nodes)

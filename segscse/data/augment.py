@@ -144,6 +144,9 @@ def _grid(
 
 
 def _sample(volume: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
+    if mode == "nearest" and grid.device.type == "mps":  # torch 2.10 and 2.11 have none there for volumes
+        found = _sample(volume.cpu(), grid.cpu(), mode)
+        return volume.new_empty(found.shape).copy_(found)
     sampled = F.grid_sample(volume[None].to(grid.dtype), grid, mode=mode, padding_mode="zeros", align_corners=False)
     return sampled[0].to(volume.dtype)
 

@@ -198,11 +198,15 @@ def check_labels(labels: Sequence[int]) -> list[int]:
     wrong = [label for label in labels if isinstance(label, str) or not (label >= 0 and float(label).is_integer())]
     if wrong:
         raise InputError(
-            f"labels must be whole numbers above 0, got {wrong[0]!r}", remedy="Give for example labels=[1, 2]"
+            f"labels must be whole numbers above 0, got {wrong[0]!r}",
+            remedy="Give for example --labels 1,2 (in Python labels=[1, 2])",
         )
     known = sorted({int(label) for label in labels} - {0})
     if not known:
-        raise InputError("there is no label to score: only background (0)", remedy="Give for example labels=[1]")
+        raise InputError(
+            "there is no label to score: only background (0)",
+            remedy="Give for example --labels 1 (in Python labels=[1])",
+        )
     return known
 
 
@@ -252,7 +256,7 @@ def _pair_folders(pred_dir: Any, ref_dir: Any, missing: Missing) -> list[CasePai
         raise InputError(
             f"{len(absent)} of {len(refs)} predictions are missing: {_listing(absent)}",
             file=_where(pred_dir),
-            remedy="Predict them, or score them as empty with missing='empty'",
+            remedy="Predict them, or score them as empty with --missing empty (in Python missing='empty')",
         )
     if extra:
         raise InputError(

@@ -96,7 +96,8 @@ def paint(
 def jpeg_uri(pixels: np.ndarray) -> str:
     """Return RGB `(H, W, 3)` as a data URI, the same bytes for the same pixels."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=88, subsampling=0, optimize=True)
+    # Not with `optimize`, for which Pillow has a byte a pixel: outlines of many small pieces take more, and it fails.
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=88, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

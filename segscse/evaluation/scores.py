@@ -187,7 +187,7 @@ def _require_labels(probabilities: Any, labels: Sequence[int] | None) -> None:
     if probabilities is not None and labels is None:
         raise InputError(
             "probabilities need labels: which label each channel after the background stands for",
-            remedy="Give labels, for example labels=[1, 2]",
+            remedy="Give for example --labels 1,2 (in Python labels=[1, 2])",
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -229,9 +229,10 @@ def require_room(
             return f"Free memory: {error.problem.partition(': ')[2]} in all"
         return f"Give --memory {(found.program + room) // 10**6}MB"
 
-    likely, least = found.total - found.program, LEAST * (found.total - found.program)
     if all(member.device.type == "cuda" for member in members):  # windows and logits are in the GPU's memory
-        least = LEAST * (found.reading + found.image)
+        found = replace(found, slab=0, activations=0)
+    likely = found.total - found.program
+    least = LEAST * likely
     label = as_labels(np.array(members[0].plan.label_ids)).itemsize
     voxels = [prod(scan.shape) for scan in scans]
     maps = _map_bytes(options, members, max(voxels, default=0))

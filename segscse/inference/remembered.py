@@ -38,11 +38,12 @@ def measurement_key(model: str, device: str) -> str:
     for package in ("segscse", "torch", "openvino", "onnxruntime"):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
+    with_gpus = device != "cpu" and torch.cuda.is_available()
     # A home folder may be shared by many machines, and a machine's name by several, as of a container's.
     machine = [
         *(platform.node(), platform.machine(), cpu_name(), torch.backends.cpu.get_cpu_capability()),
         *(torch.get_num_threads(), pick_precision("auto", torch.device("cpu"))),
-        *(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())),
+        *(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()) if with_gpus),
         torch.backends.mps.is_available(),
     ]
     return digest({"model": model, "device": device, "versions": versions, "machine": machine})

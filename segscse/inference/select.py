@@ -10,7 +10,7 @@ import torch
 
 from segscse.data.plan import Plan
 from segscse.errors import InputError, choose
-from segscse.hardware import pick_device, pick_precision
+from segscse.hardware import pick_precision, working_device
 from segscse.inference.engines import (
     EXTRAS,
     FORMATS,
@@ -49,7 +49,7 @@ def load_engine(model: ModelFolder, name: str, device: str) -> tuple[Engine, tup
     if name not in PACKAGES:
         raise choose("engine", name, ("auto", *PACKAGES))
     if name == "torch":
-        return _torch_engine(model, pick_device(device)), ()
+        return _torch_engine(model, working_device(device)), ()
     if device not in ("auto", "cpu"):
         raise InputError(f"{name} runs on the CPU here, not on {device!r}", remedy="Use --engine torch or --device cpu")
     graph = next((graph for graph in model.engines if graph.engine == name), None)
@@ -138,12 +138,12 @@ def _fastest(model: ModelFolder, device: str) -> tuple[Engine, tuple[Trial, ...]
     """
     graphs = [graph for graph in model.engines if installed(graph.engine) and device in ("auto", "cpu")]
     if not graphs or model.folder is None:
-        return _torch_engine(model, pick_device(device)), ()
+        return _torch_engine(model, working_device(device)), ()
     key = measurement_key(folder_digest(model.folder), device)
     if (known := recall(key)) is not None:
         taken, trials = known
         if taken == "torch":
-            return _torch_engine(model, pick_device(device)), trials
+            return _torch_engine(model, working_device(device)), trials
         if graph := next((graph for graph in graphs if graph.engine == taken), None):
             return _open(model, graph), trials
     engine, trials = _measure(model, graphs, device)
@@ -153,7 +153,7 @@ def _fastest(model: ModelFolder, device: str) -> tuple[Engine, tuple[Trial, ...]
 
 def _measure(model: ModelFolder, graphs: Sequence[ExportedGraph], device: str) -> tuple[Engine, tuple[Trial, ...]]:
     """Time PyTorch and the graphs on this model's window; of those that agree with PyTorch, take the fastest."""
-    torch_engine = _torch_engine(model, pick_device(device))
+    torch_engine = _torch_engine(model, working_device(device))
     windows = probe_windows(model.plan)
     reference = reference_engine(build_network(model), model.plan)
     expected = [reference(window) for window in windows]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 from torch import nn
 
 from segscse.attention import AttentionBlock
+from segscse.attention.sk import SelectiveKernel
 from segscse.kernels.parts import recalibrate, runs_here, watched
 from segscse.kernels.single import convolve
 from segscse.nets.dims import as_tuple, conv
@@ -104,7 +105,8 @@ class PlainBlock(nn.Module):
 class ResidualBlock(PlainBlock):
     """`PlainBlock` with a shortcut; the gate acts on the branch, before the addition (SE-ResNet, arXiv 1709.01507).
 
-    The branch ends in a non-linearity, for the reason given at `PlainBlock`; SE-ResNet gates the normalised map.
+    The branch ends in a non-linearity, for the reason given at `PlainBlock`, and none follows the addition; SE-ResNet
+    gates the normalised map, and has its ReLU after the addition.
     """
 
     def __init__(
@@ -138,4 +140,34 @@ class ResidualBlock(PlainBlock):
         return self.shortcut(x) + super().forward(x)
 
 
-BLOCKS: dict[str, type[PlainBlock]] = {"plain": PlainBlock, "residual": ResidualBlock}
+class SelectiveBlock(nn.Module):
+    """`PlainBlock` with a selective kernel in place of its second convolution (SKNet, arXiv 1903.06586).
+
+    SKNet has it between two 1x1 convolutions with a shortcut around the three.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        attention: AttentionBlock,
+    ) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(spatial_dims, in_channels, out_channels, kernel_size=kernel_size, stride=stride)
+        self.select = SelectiveKernel(out_channels, spatial_dims=spatial_dims)
+        self.attention = attention
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's recalibrated feature map."""
+        return self.attention(self.select(self.conv1(x)))
+
+
+BLOCKS: dict[str, Callable[..., nn.Module]] = {
+    "plain": PlainBlock,
+    "residual": ResidualBlock,
+    "selective": SelectiveBlock,
+}

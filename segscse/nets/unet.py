@@ -53,7 +53,7 @@ class UNet(nn.Module):
         strides: Sequence[int | Sequence[int]] | None = None,
         kernel_sizes: Sequence[int | Sequence[int]] | None = None,
         attention: str | Mapping[str, AttentionSpec] = "none",
-        block: Literal["plain", "residual"] = "plain",
+        block: Literal["plain", "residual", "selective"] = "plain",
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -157,7 +157,10 @@ def build_gate(spec: AttentionSpec, channels: int, spatial_dims: int) -> Attenti
     """
     name, options = (spec, {}) if isinstance(spec, str) else spec
     if name in ATTENTION and getattr(ATTENTION[name], "kind", "gate") != "gate":
-        raise InputError(f"attention block {name!r} replaces a convolution and cannot gate a U-Net stage")
+        raise InputError(
+            f"attention block {name!r} replaces a convolution and cannot gate a U-Net stage",
+            remedy="Give --model.block selective, which has it in every stage",
+        )
     return build_attention(name, channels, spatial_dims=spatial_dims, **options)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from segscse.config import ExperimentConfig
 from segscse.data.plan import Plan
-from segscse.hardware import autocast, pick_device, pick_precision
+from segscse.hardware import autocast, pick_precision, working_device
 from segscse.nets.build import build_unet, network_arguments
 from segscse.nets.dims import channels_last, network_to_channels_last
 from segscse.tensor_bytes import TensorBytes
@@ -39,10 +39,10 @@ def measure_footprint(plan: Plan, config: ExperimentConfig) -> Footprint:
     Raises:
         InputError: an attention block or the device is unknown.
     """
-    device = pick_device(config.train.device)
+    device = working_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     counter = TensorBytes()
-    with counter, torch.random.fork_rng():
+    with counter, torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
         bare = build_unet(network_arguments(plan, config.model))
         network = network_to_channels_last(bare, plan.spatial_dims).to(device).train()
         optimizer = build_optimizer(network.parameters(), config.optim)

@@ -226,7 +226,7 @@ def require_room(
 ) -> list[str]:
     """Refuse a training that cannot fit into memory or onto the disk, before anything is written.
 
-    A GPU's own memory is not looked at: there the first step tells.
+    Of a GPU's memory nothing is refused: how much of it steps take differs between its libraries.
 
     Args:
         planned: the data set.
@@ -247,7 +247,9 @@ def require_room(
     """
     kept, n_weights = build_probe(planned.plan, config, precision if device.type == "cpu" else "fp32")
     found = estimate_training(planned, split, config, kept, n_weights)
+    on_gpu = None
     if device.type == "cuda":
+        on_gpu = _gpu_warning(found)
         found = replace(found, step=0, batch=0, validation=0)
 
     def remedy(room: int) -> str:
@@ -262,8 +264,23 @@ def require_room(
     warnings = (
         require_memory("training", found.least, found.likely, remedy, found=memory_part(beside)),
         require_disk("the run", folder, least, likely, DISK_REMEDY),
+        on_gpu,
     )
     return [warning for warning in warnings if warning is not None]
+
+
+def _gpu_warning(found: TrainingEstimate) -> str | None:
+    """Return what to say where the GPU has too little free memory for a step or a validation."""
+    needed = found.weights + max(found.step + found.batch, found.validation)
+    free, _ = torch.cuda.mem_get_info()
+    if needed <= free:
+        return None
+    smaller = "smaller --data.batch-size or --data.max-patch-voxels"
+    remedy = "coarser --data.spacing-mm" if found.validation > found.step + found.batch else smaller
+    return (
+        f"training takes about {size_text(needed)} of the GPU's memory, and {size_text(free)} are free: it may end for "
+        f"lack of it. Give a {remedy}"
+    )
 
 
 def _bytes_in(folder: Path) -> int:

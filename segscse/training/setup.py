@@ -19,7 +19,7 @@ from segscse.data.prepare import PlannedDataset, plan_dataset
 from segscse.data.split import Split, make_split
 from segscse.errors import InputError
 from segscse.files import LOCK, is_temporary, read_json, remove_leftovers
-from segscse.hardware import pick_device, pick_precision, versions
+from segscse.hardware import pick_precision, versions, working_device
 from segscse.kernels.warm_up import compiling
 from segscse.limits import require_disk
 from segscse.nets.build import build_unet, check_attention, network_arguments, without_axes
@@ -118,7 +118,9 @@ def set_up(request: RunRequest, console: Console, held: ExitStack, world: int = 
         config = replace(config, train=replace(config.train, budget=request.budget, max_steps=None))
     check_attention(config.model)
     check_loggers(config.train.loggers)
-    device = pick_device(config.train.device)
+    device = working_device(config.train.device)
+    if world > 1 and device.type == "mps":
+        raise InputError("several processes cannot share device 'mps'", remedy="Give --train.device cpu")
     precision = pick_precision(config.train.precision, device)
     held.enter_context(kernels_compiling(device, precision))
     with counted(console, "reading the data set") as progress:

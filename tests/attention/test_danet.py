@@ -24,6 +24,13 @@ def test_cam_is_the_formula(similarity):
     torch.testing.assert_close(block(x), 0.7 * torch.einsum("bji,bihw->bjhw", affinity, x) + x)
 
 
+def test_cam_scaled_divides_the_energies_by_the_root_of_the_number_of_positions():
+    x = torch.randn(2, 5, 4, 6)
+    energy = torch.einsum("bjhw,bihw->bji", x, x) / 24**0.5
+    scaled = build("danet_cam", 5, 2, similarity="paper", scale=True)
+    torch.testing.assert_close(scaled.gate(x), energy.softmax(dim=-1))
+
+
 def test_cam_as_released_prefers_the_least_similar_channel():
     x = torch.randn(1, 1, 4, 4) * torch.tensor([1.0, 0.9, -1.0]).reshape(1, 3, 1, 1)
     released = build("danet_cam", 3, 2).gate(x)

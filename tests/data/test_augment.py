@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from apple import OnMps
 from scipy.ndimage import gaussian_filter
 
 from segscse.config import AugmentConfig
@@ -212,6 +213,20 @@ class TestAffine:
         assert out[0, 0, 0, 0] == 0
         assert out_label[0, 0, 0] == 0
         assert out_label[0, 4, 4] == 1
+
+    def test_labels_are_sampled_on_the_cpu_where_apples_gpu_cannot(self, monkeypatch):
+        real, label = augment.F.grid_sample, torch.arange(27, dtype=torch.uint8).reshape(1, 3, 3, 3)
+        grid = augment._grid(torch.eye(3), (3, 3, 3), (3, 3, 3), (1.0, 1.0, 1.0))
+
+        def sample(volume, *arguments, mode, **options):
+            if mode == "nearest" and isinstance(volume, OnMps):
+                raise RuntimeError("grid_sampler_3d: Unsupported Nearest interpolation")
+            return real(volume, *arguments, mode=mode, **options)
+
+        monkeypatch.setattr(augment.F, "grid_sample", sample)
+        sampled = augment._sample(label.as_subclass(OnMps), grid.as_subclass(OnMps), "nearest")
+        assert sampled.device.type == "mps"
+        assert torch.equal(sampled.cpu(), label)
 
     def test_the_given_share_of_samples_is_moved(self):
         image, label = _coordinates((6, 6), 2000)

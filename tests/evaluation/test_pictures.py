@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from segscse.data.io import Volume
-from segscse.evaluation.pictures import case_pictures, paint
+from segscse.evaluation.pictures import case_pictures, jpeg_uri, paint
 from segscse.evaluation.scene import DISAGREEMENT, load_scene
 from segscse.evaluation.viewer import case_volumes
 
@@ -27,6 +27,15 @@ def _rgb(colour):
 
 def _volume(text):
     return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(text)))
+
+
+def test_a_picture_of_many_small_pieces_takes_more_than_a_byte_a_pixel_and_is_encoded():
+    pixels = np.random.default_rng(0).integers(0, 256, (298, 298, 3), np.uint8)
+    content = base64.b64decode(jpeg_uri(pixels).partition(",")[2])
+    assert len(content) > 298 * 298
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.size == (298, 298)
+        assert np.abs(np.asarray(picture).astype(int) - pixels).mean() < 10
 
 
 def test_nine_pictures_in_the_shape_of_the_body():

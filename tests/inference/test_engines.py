@@ -216,7 +216,8 @@ class TestChoice:
 
     def test_what_was_measured_without_a_gpu_does_not_hold_with_one(self, monkeypatch):
         found = {measurement_key("0123", "auto")}
-        for name, value in (("device_count", lambda: 1), ("get_device_name", lambda number: "A GPU")):
+        there = {"is_available": lambda: True, "device_count": lambda: 1, "get_device_name": lambda number: "A GPU"}
+        for name, value in there.items():
             monkeypatch.setattr(torch.cuda, name, value)
         found.add(measurement_key("0123", "auto"))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Another GPU")
@@ -224,6 +225,16 @@ class TestChoice:
         monkeypatch.setattr("segscse.inference.remembered.cpu_name", lambda: "another processor")
         found.add(measurement_key("0123", "auto"))
         assert len(found) == 4
+
+    def test_a_gpu_with_a_driver_that_does_not_fit_is_not_asked(self, monkeypatch):
+        def fails(number):
+            raise RuntimeError("The NVIDIA driver on your system is too old")
+
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_name", fails)
+        assert measurement_key("0123", "auto")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert measurement_key("0123", "cpu")
 
     @pytest.mark.parametrize("content", ["", "[]", '{"taken": "torch"}', '{"taken": "torch", "trials": [1]}'])
     def test_a_damaged_memory_is_measured_again(self, tmp_path, monkeypatch, content):

@@ -6,6 +6,7 @@ import torch
 from tiny import tiny_config, tiny_plan
 from volumes import write_volume
 
+from segscse import limits
 from segscse.errors import InputError
 from segscse.inference import memory
 from segscse.inference.engines import Engine
@@ -16,6 +17,7 @@ from segscse.inference.memory import (
     estimate,
     fit,
     parse_bytes,
+    require_room,
     scan_size,
     window_bytes,
 )
@@ -164,6 +166,16 @@ class TestEstimate:
         assert self._made((64, 64, 100), **both).labels - plain.labels == (3 + 1) * voxels
         monkeypatch.setattr(memory, "MAP_BYTES", 3 * voxels - 1)  # the probabilities are drawn in a file
         assert self._made((64, 64, 100), **both).labels - plain.labels == voxels
+
+    def test_what_is_in_a_gpus_memory_is_not_asked_of_the_machine(self, tmp_path, monkeypatch):
+        predictor = _predictor(torch.nn.Conv3d(1, 3, 1))
+        values = {"program": 1, "reading": 10**6, "image": 10**6, "slab": 10**10, "activations": 10**10, "labels": 0}
+        found = Estimate(**values, batch_size=1, overlapped=False)
+        monkeypatch.setattr(limits, "memory", lambda: limits.Memory(10**9, 10**8, 0, "machine"))
+        with pytest.raises(InputError, match="the largest case takes about 20"):
+            require_room(found, [], [predictor], Options(), tmp_path, fitting=lambda limit: None)
+        predictor.device = torch.device("cuda")
+        assert require_room(found, [], [predictor], Options(), tmp_path, fitting=lambda limit: None) == []
 
     def test_overlapping_adds_a_case_to_read_and_one_to_write(self):
         values = {"program": 1, "reading": 20, "image": 300, "slab": 4000, "activations": 50_000, "labels": 600_000}

@@ -57,6 +57,16 @@ def test_the_gate_of_a_residual_block_acts_on_the_branch_alone():
     torch.testing.assert_close(block(x), x + branch * block.attention.gate(branch))
 
 
+def test_a_selective_block_has_a_selective_kernel_in_place_of_its_second_convolution():
+    block = _block("selective", attention="scse")
+    x = torch.randn(2, 4, 4, 4, 4)
+    first = block.conv1(x)
+    one, two = (branch(first) for branch in block.select.branches)
+    weights = block.select.gate(first)
+    mixed = one * weights[:, 0] + two * weights[:, 1]
+    torch.testing.assert_close(block(x), block.attention(mixed))
+
+
 def test_the_gate_sees_a_map_whose_channel_means_differ():
     """Straight after an instance normalisation they would all be the same, and a squeeze would see nothing."""
     block = _block("plain", attention="cse")

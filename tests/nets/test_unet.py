@@ -16,7 +16,7 @@ def _input(spatial_dims, channels=2, batch=2):
     return torch.randn(batch, channels, *EXTENTS[spatial_dims])
 
 
-@pytest.mark.parametrize("block", ["plain", "residual"])
+@pytest.mark.parametrize("block", ["plain", "residual", "selective"])
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 class TestShapes:
     def test_logits_have_the_images_extent(self, spatial_dims, block):
@@ -152,7 +152,7 @@ class TestRefusals:
             UNet(2, 1, 2, attention={"encode": "scse"})
 
     def test_an_unknown_block_fails_with_the_list(self):
-        with pytest.raises(InputError, match="unknown block 'resnet'; allowed: plain, residual"):
+        with pytest.raises(InputError, match="unknown block 'resnet'; allowed: plain, residual, selective"):
             UNet(2, 1, 2, block="resnet")
 
     @pytest.mark.parametrize("name", OF_SLICES)

@@ -197,6 +197,24 @@ class TestRequireRoom:
         (warning,) = self._room(trained, tmp_path / "run")
         assert warning.startswith("training takes about")
 
+    @pytest.mark.parametrize(
+        ("validation", "remedy"),
+        [(10**6, "a smaller --data.batch-size or --data.max-patch-voxels"), (10**10, "a coarser --data.spacing-mm")],
+    )
+    def test_warns_where_a_gpu_has_too_little_free(self, validation, remedy, trained, tmp_path, monkeypatch):
+        config = tiny_config()
+        own = estimate_training(trained.planned, trained.split, config, KEPT, 1000)
+        found = replace(own, weights=10**9, step=10**9, batch=10**8, validation=validation)
+        monkeypatch.setattr(memory, "estimate_training", lambda *_: found)
+        monkeypatch.setattr(limits, "memory", lambda: Memory(10**12, 10**12, 0, "machine"))
+        told = []
+        for free in (8 * 10**10, 10**9):
+            monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 10**11))
+            gpu = torch.device("cuda")
+            told.append(require_room(trained.planned, trained.split, config, gpu, "fp32", tmp_path / "run"))
+        assert told[0] == []
+        assert f"of the GPU's memory, and 1.00 GB are free: it may end for lack of it. Give {remedy}" in told[1][0]
+
     def test_every_fold_needs_its_disk(self, trained, tmp_path, monkeypatch):
         monkeypatch.setattr(limits, "disk_at", lambda path: Disk(tmp_path, 20 * 10**6, True))
         assert self._room(trained, tmp_path / "run") == []
