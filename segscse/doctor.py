@@ -171,7 +171,7 @@ def machine_findings(machine: Machine, computes_on: str = "cpu") -> list[Finding
         problem = "compiled kernels cannot be kept, so every training waits some ten seconds for them"
         found.append(Finding("warning", problem, "Set NUMBA_CACHE_DIR to a folder that you alone can write to"))
     if machine.idle_gpus:
-        problem = f"{machine.idle_gpus} GPUs are there that torch cannot use"
+        problem = f"torch cannot use {machine.idle_gpus} of the machine's GPUs"
         remedy = "Install the driver that this torch wants, or a torch for this driver; or one is full or another's"
         found.append(Finding("warning", problem, remedy))
     if machine.threads < machine.cores:

@@ -47,6 +47,14 @@ class Interrupted(SegscseError):  # noqa: N818, a stop on request is no error
         super().__init__(message)
 
 
+def of_system(error: OSError) -> InputError:
+    """Return what to tell of a file that the system does not let be used."""
+    reason = error.strerror or str(error)
+    return InputError(
+        f"cannot be used ({reason})", file=error.filename, remedy="Check the path, and the permissions of its folders"
+    )
+
+
 def choose(kind: str, got: str, allowed: object) -> InputError:
     """Return the error for a name that is not in a registry, with the closest match as the remedy."""
     from difflib import get_close_matches

@@ -341,6 +341,37 @@ class TestUsage:
     def test_an_unknown_verb(self, capsys):
         assert "trian" in _refused(capsys, "trian")
 
+    def test_a_name_that_no_file_can_have(self, tmp_path, capsys):
+        for arguments in (["check", "x" * 300], ["predict", "x" * 300, "a.nii.gz", "--out", str(tmp_path / "o")]):
+            line = _refused(capsys, *arguments)
+            assert "cannot be used (File name too long)" in line
+
+    def test_links_in_a_circle(self, trained, dataset, tmp_path, capsys):
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        scan, model = dataset / "imagesTr" / "case_0.nii.gz", trained.folder
+        line = _refused(capsys, "predict", model, scan, "--out", tmp_path / "loop" / "x", "--device", "cpu")
+        assert "loop" in line
+        assert "internal error" not in line
+
+    def test_a_tilde_after_a_sign_is_the_home_folder(self, dataset, tmp_path, capsys, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "home").mkdir()
+        assert run(["plan", str(dataset), "--out=~/plan.json"]) == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["home"]
+        assert (tmp_path / "home" / "plan.json").is_file()
+
+    def test_labels_named_twice_or_beyond_64_bits(self, tmp_path, capsys):
+        folders = ["--pred", tmp_path, "--ref", tmp_path, "--out", tmp_path / "o"]
+        assert "--names names a label twice" in _refused(capsys, "evaluate", *folders, "--names", "1=a,1=b")
+        assert "below 2**63, got '9223372036854775808'" in _refused(
+            capsys, "evaluate", *folders, "--labels", "1,9223372036854775808"
+        )
+
+    def test_nobody_to_say_it_to(self, dataset, tmp_path, monkeypatch):
+        monkeypatch.setattr("sys.stdout", None)
+        assert run(["plan", str(dataset), "--out", str(tmp_path / "plan.json")]) == 0
+
     def test_a_missing_argument(self, capsys):
         assert "dataset" in _refused(capsys, "plan").lower()
 

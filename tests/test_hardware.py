@@ -47,7 +47,7 @@ def test_a_gpu_whose_driver_does_not_fit_is_counted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "A GPU")
     machine = examine_machine()
     assert (machine.gpu, machine.idle_gpus) == ((("A GPU", 2, 1),), 1)
-    assert "1 GPUs are there that torch cannot use" in [finding.problem for finding in machine_findings(machine)]
+    assert "torch cannot use 1 of the machine's GPUs" in [finding.problem for finding in machine_findings(machine)]
 
 
 def test_bf16_is_refused_on_apples_gpu():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -16,11 +18,14 @@ from segscse.cli.machine import blocks, doctor
 from segscse.cli.models import demo, export, predict, train
 from segscse.cli.scores import ablate, compare, evaluate
 from segscse.config import load_config
-from segscse.errors import InputError, Interrupted, SegscseError, one_line
+from segscse.errors import InputError, Interrupted, SegscseError, of_system, one_line
 from segscse.launch import ManyProcesses, launch
 from segscse.limits import is_lack_of_memory
 from segscse.ranks import OtherRankError, end, ranks_or_alone
 from segscse.yaml_file import read_yaml
+
+# Why the system does not let a path be used: a folder above it is locked, a name is too long, links lead in a circle.
+OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main() -> None:
@@ -34,7 +39,7 @@ def run(arguments: list[str]) -> int:
     `--debug` anywhere shows the traceback, too.
     """
     debug, given = "--debug" in arguments, arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    arguments = [_at_home(argument) for argument in arguments if argument != "--debug"]
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except ManyProcesses as request:
@@ -51,15 +56,29 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        if is_lack_of_memory(error):
-            reason = one_line(error)[:160] or type(error).__name__
-            remedy = "Free memory or do less at once: a training takes less with a smaller --data.batch-size or "
-            remedy += "--data.max-patch-voxels, and `segscse doctor` says what fits"
-            _say_error(InputError(f"memory ran out ({reason})", remedy=remedy))
-            return 2
-        sys.stderr.write(f"segscse: internal error: {type(error).__name__}: {one_line(error)} (see --debug)\n")
-        return 1
+        return _say_unexpected(error)
     return int(code or 0)
+
+
+def _at_home(argument: str) -> str:
+    """Return an argument with the home folder for the `~` that shells leave in `--out=~/x`."""
+    flag, sign, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{flag}{sign}{os.path.expanduser(value)}" if value.startswith("~/") else argument
+
+
+def _say_unexpected(error: Exception) -> int:
+    """Say what no verb has foreseen, and return the exit code: 1 for a defect of ours, 2 for the system's refusal."""
+    if isinstance(error, OSError) and error.errno in OUT_OF_REACH and error.filename is not None:
+        _say_error(of_system(error))
+        return 2
+    if is_lack_of_memory(error):
+        reason = one_line(error)[:160] or type(error).__name__
+        remedy = "Free memory or do less at once: a training takes less with a smaller --data.batch-size or "
+        remedy += "--data.max-patch-voxels, and `segscse doctor` says what fits"
+        _say_error(InputError(f"memory ran out ({reason})", remedy=remedy))
+        return 2
+    sys.stderr.write(f"segscse: internal error: {type(error).__name__}: {one_line(error)} (see --debug)\n")
+    return 1
 
 
 def _say_error(error: Exception) -> None:

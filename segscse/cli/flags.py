@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from segscse.errors import InputError
 
+MOST_LABEL = 2**63 - 1
+
 
 def read_fold(text: str) -> int | None:
     """Return the number of a fold, or None for `all`."""
@@ -40,8 +42,8 @@ def read_numbers(flag: str, text: str) -> list[int]:
 
 def read_label(flag: str, text: str) -> int:
     """Return a label id."""
-    if not text.strip().isdecimal():
-        raise InputError(f"{flag} must name labels by their whole numbers, got {text!r}")
+    if not text.strip().isdecimal() or int(text) > MOST_LABEL:
+        raise InputError(f"{flag} must name labels by their whole numbers below 2**63, got {text!r}")
     return int(text)
 
 
@@ -50,7 +52,10 @@ def read_by_label(flag: str, text: str) -> dict[int, str]:
     parts = [part.partition("=") for part in text.split(",")]
     if not all(sign and value.strip() for _, sign, value in parts):
         raise InputError(f"{flag} must be label=value, separated by commas, got {text!r}")
-    return {read_label(flag, label): value.strip() for label, _, value in parts}
+    found = {read_label(flag, label): value.strip() for label, _, value in parts}
+    if len(found) < len(parts):
+        raise InputError(f"{flag} names a label twice, got {text!r}")
+    return found
 
 
 def read_tolerance(text: str) -> float | dict[int, float]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 def say(text: str) -> None:
     """Write a line at once; when nobody reads any more, go on without saying more."""
+    if sys.stdout is None:  # closed by the shell
+        return
     try:
         sys.stdout.write(visible(text) + "\n")
         sys.stdout.flush()

@@ -7,7 +7,7 @@ it, so that processes can share a batch, nor on the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -35,8 +35,14 @@ def augment_batch(
     """
     spacing = [plan.spacing_mm[axis] for axis in plan.window_axes]
     image, label = random_affine(image, label, plan.patch_size, spacing, config, draws)
-    for intensity in (_noise, _blur, _brightness, _contrast, _low_resolution, _gamma):
+    masked = [number for number, scheme in enumerate(plan.normalisation) if scheme.scheme == "zscore_nonzero"]
+    outside = image[:, masked] == 0
+    for intensity in (_noise, _blur, _brightness, _contrast):
         image = intensity(image, config, draws)
+    image = _low_resolution(image, config, draws, axes_apart(plan.patch_size, spacing))
+    image = _gamma(image, config, draws)
+    if masked:  # what surrounds a masked scan is 0 in prediction, whatever its intensities are
+        image[:, masked] = image[:, masked].masked_fill(outside, 0.0)
     if config.mirror != "none":
         axes = [plan.window_axes.index(axis) for axis in plan.mirror_axes]
         image, label = random_mirror(image, label, axes, draws)
@@ -51,13 +57,18 @@ def random_affine(
     config: AugmentConfig,
     draws: Draws,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate and zoom about the centre, in millimetres, and cut the patch; untouched samples are only cut."""
+    """Rotate and zoom about the centre, in millimetres, and cut the patch; untouched samples are only cut.
+
+    Along the axes of `axes_apart` nothing moves.
+    """
     rotate = _chance(config.spatial_p, draws)
     zoom = _chance(config.spatial_p, draws)
     matrices = _rotations(patch_size, spacing_mm, config.rotation_deg, draws)
     matrices[~rotate] = torch.eye(len(spacing_mm))
     factor = _uniform(*config.scale, draws)
-    matrices = matrices * torch.where(zoom, 1 / factor, 1.0)[:, None, None]
+    scale = torch.where(zoom, 1 / factor, 1.0)[:, None].repeat(1, len(spacing_mm))
+    scale[:, sorted(axes_apart(patch_size, spacing_mm))] = 1.0
+    matrices = matrices * scale[:, None]
     moved = rotate | zoom
     image_out, label_out = (
         centre_cut(image, patch_size).clone(),
@@ -68,6 +79,17 @@ def random_affine(
         image_out[index] = _sample(image[index], grid, "bilinear")
         label_out[index] = _sample(label[index][None], grid, "nearest")[0]
     return image_out, label_out
+
+
+def axes_apart(patch_size: Sequence[int], spacing_mm: Sequence[float]) -> set[int]:
+    """Return the axes that are augmented apart from the others, as nnU-Net does in its anisotropic data.
+
+    An axis over three times coarser than the finest and, of the rest, one along which the patch is over three times
+    shorter in mm. Voxels are not interpolated along them, nor is anything rotated out of the planes across them.
+    """
+    coarse = [step > ANISOTROPY * min(spacing_mm) for step in spacing_mm]
+    extents = [0.0 if far else edge * step for far, edge, step in zip(coarse, patch_size, spacing_mm, strict=True)]
+    return {axis for axis, extent in enumerate(extents) if ANISOTROPY * extent < max(extents)}
 
 
 def centre_cut(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -108,19 +130,16 @@ def _spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _rotations(patch_size: Sequence[int], spacing_mm: Sequence[float], limit_deg: float, draws: Draws) -> torch.Tensor:
-    """Return `(B, D, D)` rotation matrices.
+    """Return `(B, D, D)` rotation matrices, none of which mixes the axes of `axes_apart` with others.
 
-    No rotation mixes an axis over three times coarser with the others, nor, of the rest, one along which the patch is
-    over three times shorter in mm: a patch is thin where scans are, and would be turned out of them.
+    A patch is thin where scans are, and would be turned out of them.
     """
     dims, size = len(spacing_mm), len(draws)
-    coarse = [step > ANISOTROPY * min(spacing_mm) for step in spacing_mm]
-    extents = [0.0 if far else edge * step for far, edge, step in zip(coarse, patch_size, spacing_mm, strict=True)]
-    apart = [ANISOTROPY * extent < max(extents) for extent in extents]
+    apart = axes_apart(patch_size, spacing_mm)
     matrices = torch.eye(dims).repeat(size, 1, 1)
     for a in range(dims):
         for b in range(a + 1, dims):
-            limit = 0.0 if apart[a] or apart[b] else math.radians(limit_deg)
+            limit = 0.0 if apart & {a, b} else math.radians(limit_deg)
             angle = _uniform(-limit, limit, draws)
             turn = torch.eye(dims).repeat(size, 1, 1)
             turn[:, a, a] = turn[:, b, b] = angle.cos()
@@ -199,13 +218,17 @@ def _contrast(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch
     return image
 
 
-def _low_resolution(image: torch.Tensor, config: AugmentConfig, draws: Draws) -> torch.Tensor:
+def _low_resolution(
+    image: torch.Tensor, config: AugmentConfig, draws: Draws, kept: Collection[int] = ()
+) -> torch.Tensor:
+    """Take voxels away and interpolate them again, but along the spatial axes `kept`."""
     chosen = _chance(config.low_resolution_p, draws)
     factor = _uniform(0.5, 1.0, draws)
     mode = INTERPOLATION[image.ndim - 2]
     for index in chosen.nonzero()[:, 0].tolist():
         size = image.shape[2:]
-        small = [max(1, round(n * float(factor[index]))) for n in size]
+        factors = [1.0 if axis in kept else float(factor[index]) for axis in range(len(size))]
+        small = [max(1, round(n * share)) for n, share in zip(size, factors, strict=True)]
         coarse = F.interpolate(image[index][None], size=small, mode="nearest-exact")
         image[index] = F.interpolate(coarse, size=size, mode=mode, align_corners=False)[0]
     return image

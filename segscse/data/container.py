@@ -56,8 +56,10 @@ def read_content(path: Path, *, compressed: bool, announced: Announced) -> bytes
 
 
 def first_bytes(path: Path, size: int = 1024) -> bytes:
-    """Return the first bytes of a file, unpacked; none where it cannot be read."""
+    """Return the first bytes of a file, unpacked; none where it cannot be read, or is a pipe, which would wait."""
     try:
+        if not path.is_file():
+            return b""
         with path.open("rb") as stream:
             start = stream.read(size + MAX_GZIP_HEADER)
         return zlib.decompressobj(31).decompress(start, size) if start.startswith(b"\x1f\x8b") else start[:size]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,10 @@ FOLDER_PAIRS = (
 CSV_COLUMNS = ("case", "image", "label", "subject")
 # Files that are looked at to say why a data set is empty.
 MOST_SEEN = 1000
+# Of the 255 that file systems take, less those of `.nii.gz`.
+MOST_NAME_BYTES = 248
+# All but tabs and line ends, which CSV holds between quotes.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 BIDS_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)_")
 LABEL_SUFFIX = re.compile(r"[-_.](seg|label|labels|mask|gt|segmentation|dseg)$", re.IGNORECASE)
 
@@ -113,15 +118,18 @@ def check_name(name: str, file: Path) -> None:
     """Refuse a case id that would not name one file in the folder of outputs.
 
     Raises:
-        InputError: it leads elsewhere, is hidden, or is no text: a name's bytes that are not UTF-8, which no JSON,
-            CSV or report could hold.
+        InputError: it leads elsewhere, is hidden, too long, or is no text: a name's bytes that are not UTF-8, which no
+            JSON, CSV or report could hold, or control characters.
     """
-    text = name.encode("utf-8", "ignore").decode() == name
-    if not name or PurePath(name).name != name or name.startswith(".") or "\0" in name or not text:
+    content = name.encode("utf-8", "ignore")
+    text = content.decode() == name and not CONTROL.search(name)
+    if not name or PurePath(name).name != name or name.startswith(".") or not text or len(content) > MOST_NAME_BYTES:
+        shown = repr(name) if len(name) <= MOST_NAME_BYTES else f"one of {len(content)} bytes, {name[:40]!r}..."
         raise InputError(
-            f"case ids become file names, got {name!r}",
+            f"case ids become file names, got {shown}",
             file=file,
-            remedy="Use ids of UTF-8 text without slashes and leading dots",
+            remedy=f"Use ids of at most {MOST_NAME_BYTES} bytes of UTF-8 text without slashes, control characters and "
+            "leading dots",
         )
 
 
@@ -202,13 +210,26 @@ def _inside(root: Path, item: Any, file: Path) -> Path:
         raise InputError(f"a file must be named by text, got {item!r}", file=file, remedy="Correct the entry")
     path = root / item
     # A share of another machine, or another drive, is refused by its name: on Windows to look at it means to log in.
-    if PureWindowsPath(item).drive or not path.resolve().is_relative_to(root.resolve()):
+    if PureWindowsPath(item).drive or not real(path).is_relative_to(real(root)):
         raise InputError(
             f"names a file outside the data set: {item!r}",
             file=file,
             remedy="Use paths below dataset.json, or a CSV",
         )
     return path
+
+
+def real(path: Path) -> Path:
+    """Return a path without links; one that is in a loop of them stays, where `Path.resolve` would fail."""
+    return Path(os.path.realpath(path))
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is such a file; one out of reach is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _msd_cases(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:
@@ -225,16 +246,16 @@ def _msd_cases(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], 
         name = image_stem(image)
         case = Case(name, (image,), label, subject_of(name) if subject in (None, "") else str(subject))
         cases.append(case)
-        problems += [(case.id, str(p), "is listed but missing") for p in (image, label) if not p.exists()]
+        problems += [(case.id, str(p), "is listed but missing") for p in (image, label) if not _is_there(p)]
     return tuple(sorted(cases, key=lambda case: case.id)), (*problems, *_unlisted(root, cases))
 
 
 def _unlisted(root: Path, cases: Sequence[Case]) -> list[tuple[str, str, str]]:
     """Return a problem for each image in imagesTr that no case has."""
-    listed = {path.resolve() for case in cases for path in case.images}
+    listed = {real(path) for case in cases for path in case.images}
     paths = list_images(root / "imagesTr").values() if (root / "imagesTr").is_dir() else ()
     problem = "lies in imagesTr but dataset.json does not list it"
-    return [(image_stem(path), str(path), problem) for path in paths if path.resolve() not in listed]
+    return [(image_stem(path), str(path), problem) for path in paths if real(path) not in listed]
 
 
 def _nnunet_listed(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:
@@ -247,7 +268,7 @@ def _nnunet_listed(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ..
         if not images or not isinstance(images, list) or "label" not in entry:
             raise InputError(f"case {name!r} needs a list 'images' and a 'label', got {entry!r}", file=file)
         files = [_inside(root, item, file) for item in (*images, entry["label"])]
-        problems += [(name, str(path), "is listed but missing") for path in files if not path.exists()]
+        problems += [(name, str(path), "is listed but missing") for path in files if not _is_there(path)]
         cases.append(Case(name, tuple(files[:-1]), files[-1], subject_of(name)))
     return tuple(sorted(cases, key=lambda case: case.id)), (*problems, *_unlisted(root, cases))
 
@@ -310,7 +331,7 @@ def _from_csv(path: Path) -> DatasetIndex:
         subject = row.get("subject") or next((subject_of(n) for n in names if subject_of(n) != n), row["case"])
         case = Case(row["case"], tuple(files[:-1]), files[-1], subject)
         cases.append(case)
-        problems += [(case.id, str(p), f"is listed in line {line} but missing") for p in files if not p.exists()]
+        problems += [(case.id, str(p), f"is listed in line {line} but missing") for p in files if not _is_there(p)]
     return DatasetIndex(path.parent, "csv", tuple(sorted(cases, key=lambda c: c.id)), {}, (), tuple(problems))
 
 

@@ -67,7 +67,7 @@ def _sources(paths: list[Path], channels: int) -> list[Found]:
         name = image_stem(os.path.abspath(path) if path.is_dir() else path)  # "." has a name, too
         if path.is_dir() and not _is_only_series(path):
             sources.append(_grouped(_images_in(path), channels))
-        elif path.suffix == ".csv":
+        elif path.suffix.lower() == ".csv":
             sources.append((_csv_inputs(path), {}))
         elif single.setdefault(name, path) != path:
             raise InputError(f"two inputs are named {name!r}", file=path, remedy="Predict them separately")

@@ -18,11 +18,12 @@ from segscse.data.dicom import is_series, read_series
 from segscse.data.geometry import affine_problem, same_grid
 from segscse.data.nifti_header import announced_bytes, checked_content, nifti_class, placement_notes
 from segscse.data.text_header import TextHeader, read_text_header
-from segscse.errors import InputError
+from segscse.errors import InputError, of_system
 from segscse.files import atomic_path
 
 NIBABEL_SUFFIXES = (".nii.gz", ".nii", ".mgz", ".mgh")
 SITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+META_SUFFIXES = (".mha", ".mhd")
 SUFFIXES = NIBABEL_SUFFIXES + SITK_SUFFIXES
 # The voxels of a NIfTI or Analyze pair: listed, so that they are refused and not passed over in silence.
 PAIR_SUFFIXES = (".img.gz", ".img")
@@ -90,7 +91,7 @@ def list_images(folder: str | Path) -> dict[str, Path]:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=folder, remedy="Check permissions") from error
     for path in paths:
-        if path.name.startswith(".") or (image_suffix(path) is None and not is_series(path)):
+        if path.name.startswith(".") or not _may_be_image(path):
             continue
         stem = image_stem(path)
         if stem in images:
@@ -101,6 +102,17 @@ def list_images(folder: str | Path) -> dict[str, Path]:
             )
         images[stem] = path
     return images
+
+
+def _may_be_image(path: Path) -> bool:
+    """Return whether a path is an image by its name, holds a DICOM series, or is a folder that cannot be looked into.
+
+    Reading the last one fails as one case does, instead of hiding a series.
+    """
+    try:
+        return image_suffix(path) is not None or is_series(path)
+    except InputError:
+        return True
 
 
 def read_image(path: str | Path) -> Volume:
@@ -131,7 +143,11 @@ def read_image(path: str | Path) -> Volume:
 
 
 def _read_any(path: Path) -> Volume:
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a folder above it, or its name, is the obstacle
+        raise of_system(error) from error
+    if is_folder:
         array, affine, files, notes = read_series(path)
         return Volume(array, affine, None, path, notes, files)
     suffix = image_suffix(path)
@@ -140,7 +156,7 @@ def _read_any(path: Path) -> Volume:
         raise InputError(problem, file=path, remedy="Convert the pair to one .nii.gz")
     if suffix is None:
         raise InputError(f"is not an image; allowed: {', '.join(SUFFIXES)}", file=path, remedy="Convert it to NIfTI")
-    if not path.is_file():
+    if not is_file:
         raise InputError("no such file", file=path, remedy="Check the path")
     return _read_sitk(path) if suffix in SITK_SUFFIXES else _read_nibabel(path, suffix)
 
@@ -194,7 +210,7 @@ def write_image(path: str | Path, array: np.ndarray, like: Volume) -> None:
     """
     image = nifti_like(array, like)
     with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+        nib.save(image, temporary.absolute())  # nibabel takes a leading "~" for the home folder
 
 
 def nifti_like(array: np.ndarray, like: Volume) -> nib.Nifti1Image:
@@ -303,7 +319,7 @@ def _read_sitk(path: Path) -> Volume:
     refuse_stand_in(path)
     header = read_text_header(path)
     try:
-        image = sitk.ReadImage(str(path))
+        image = sitk.ReadImage(str(path), imageIO=itk_format(path))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(f"cannot be read ({reason})", file=path, remedy="Export the image again") from error
@@ -312,6 +328,11 @@ def _read_sitk(path: Path) -> Volume:
     array = sitk.GetArrayFromImage(image)
     array = array.transpose(2, 1, 0, *range(3, array.ndim))
     return Volume(array, itk_affine(image), header, path, header.notes)
+
+
+def itk_format(path: Path) -> str:
+    """Return ITK's name of a file's format, which it does not know by an upper-case `.MHA`."""
+    return "MetaImageIO" if image_suffix(path) in META_SUFFIXES else "NrrdImageIO"
 
 
 def itk_affine(image: Any) -> np.ndarray:

@@ -81,7 +81,7 @@ def _write_mgh(path: Path, array: np.ndarray, like: Volume) -> None:
             header[name] = like.header[name]
     image = MGHImage(array.astype(info), like.affine, header)
     with atomic_path(path) as temporary:
-        nib.save(image, temporary)
+        nib.save(image, temporary.absolute())
 
 
 def _fits(array: np.ndarray, kind: type[np.integer]) -> bool:

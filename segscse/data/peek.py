@@ -11,7 +11,7 @@ import numpy as np
 
 from segscse.data.container import MOST_PACKED
 from segscse.data.dicom import peek_series
-from segscse.data.io import NIBABEL_SUFFIXES, SITK_SUFFIXES, UNREADABLE, image_suffix, itk_affine
+from segscse.data.io import NIBABEL_SUFFIXES, SITK_SUFFIXES, UNREADABLE, image_suffix, itk_affine, itk_format
 from segscse.data.nifti_header import peek_header
 from segscse.data.text_header import peek_text_header
 
@@ -61,7 +61,7 @@ def _peek_nifti(path: Path) -> Peeked | None:
 
 
 def _peek_mgh(path: Path) -> Peeked | None:
-    image: Any = nib.load(path)
+    image: Any = nib.load(path.absolute())
     found = Peeked(image.shape, image.affine, image.get_data_dtype().itemsize)
     return found if prod(image.shape) * found.itemsize <= MOST_PACKED * path.stat().st_size else None
 
@@ -75,6 +75,7 @@ def _peek_itk(path: Path) -> Peeked | None:
         return None
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO(itk_format(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError:

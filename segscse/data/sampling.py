@@ -28,6 +28,7 @@ class PatchSampler:
         cut_size: voxels cut along each window axis; at least the plan's patch, the rest is for augmentation.
         foreground_share: share of patches centred on a voxel of a random class that the case has; at least one of
             every batch of two or more, unless 0.
+        labelled: cases that such patches come from, which have foreground; all if there is none.
     """
 
     store: CaseStore
@@ -36,6 +37,7 @@ class PatchSampler:
     cut_size: tuple[int, ...]
     foreground_share: float
     seed: int
+    labelled: tuple[str, ...] = ()
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
         """Return what process `rank` of `world` takes of the batch of step number `step`.
@@ -68,7 +70,8 @@ class PatchSampler:
         return np.random.default_rng([self.seed, step, purpose, index])
 
     def _cut(self, rng: np.random.Generator, *, foreground: bool) -> tuple[torch.Tensor, torch.Tensor, str]:
-        case = self.store[self.cases[int(rng.integers(len(self.cases)))]]
+        cases = self.labelled if foreground and self.labelled else self.cases
+        case = self.store[cases[int(rng.integers(len(cases)))]]
         centre = _random_place(case, rng) if foreground and case.places else None
         image, label = case.image, case.label
         axes = self.plan.window_axes

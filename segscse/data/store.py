@@ -96,6 +96,11 @@ class CaseStore:
             for name, entry in self._ready.items()
         }
 
+    def with_foreground(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Return those of these cases that have a foreground voxel."""
+        entries = ((name, self._entry(name)) for name in names)
+        return tuple(name for name, item in entries if (item.numbers if isinstance(item, _Saved) else item.places))
+
     def _entry(self, case_id: str) -> StoredCase | _Saved:
         if case_id not in self._ready:
             self._ready[case_id] = self._load(self.cases[case_id])

@@ -155,16 +155,10 @@ def load_labels(source: Any, role: str) -> LabelMap:
 def load_probabilities(pair: CasePair, ref: LabelMap, n_channels: int) -> np.ndarray:
     """Return the probabilities `(*S, K)` of a case, on the grid of its reference.
 
-    A case without a prediction has probability 1 of background everywhere.
-
     Raises:
         InputError: another grid or another number of channels.
     """
     wanted = (*ref.array.shape, n_channels)
-    if pair.pred is None:
-        nothing = np.zeros(n_channels, np.float32)
-        nothing[0] = 1
-        return np.broadcast_to(nothing, wanted)
     if _is_path(pair.probabilities):
         volume = read_image(pair.probabilities)
         array, affine, file = volume.array, volume.affine, pair.probabilities

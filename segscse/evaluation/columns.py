@@ -11,11 +11,13 @@ from segscse.files import read_json
 if TYPE_CHECKING:
     import pandas as pd
 
-CONVENTION_VERSION = 2
+CONVENTION_VERSION = 3
 CONVENTION = (
     "Scores come from exact voxel counts per case and label; background (0) is not scored. Both masks empty: "
     "undefined, left out of means and counted (n_both_empty). One mask empty (n_missed, n_false_positive_cases): "
-    "Dice, IoU, NSD and lesion F1 are 0 and distances infinite. Distances run between border voxels (mask XOR "
+    "Dice, IoU, NSD and lesion F1 are 0 and distances infinite. So they are, too, for a case without a prediction "
+    "where those are allowed (n_missing_predictions), also of labels that its reference does not have; it has no "
+    "calibration. Distances run between border voxels (mask XOR "
     "erosion, beyond the image is outside), in mm: HD95 is the larger of the two directed 95th percentiles with "
     "linear interpolation; ASSD is the mean over both borders together; MASD is the mean of the two directed means. "
     "NSD counts border voxels within the tolerance; NSD by area weights the surface between voxels by its area "

@@ -28,7 +28,7 @@ from segscse.evaluation.cases import (
     load_probabilities,
     pair_cases,
 )
-from segscse.evaluation.columns import CALIBRATION, COLUMNS, CONVENTION, CONVENTION_VERSION
+from segscse.evaluation.columns import CALIBRATION, COLUMNS, CONVENTION, CONVENTION_VERSION, DISTANCES
 from segscse.evaluation.lesions import LesionCounts, count_lesions
 from segscse.evaluation.nearest import margin
 from segscse.evaluation.overlap import Counts, LabelPair, count, label_pair
@@ -39,6 +39,8 @@ from segscse.limits import usable_cores
 from segscse.types import Progress
 
 Row = dict[str, float]
+# What a label scores that is in one mask only.
+WRONG = dict.fromkeys(("dice", "iou", "nsd", "nsd_area", "lesion_f1"), 0.0) | dict.fromkeys(DISTANCES, math.inf)
 _NONE = SurfaceDistances(np.empty(0), np.empty(0))
 
 
@@ -78,7 +80,8 @@ def evaluate(
         in `segscse.evaluation.columns`. `volume_diff_ml` is prediction - reference; `n_ref` and `n_pred` are
         voxels. NaN where a score is undefined; distances are infinite when one mask is empty; 2D images have
         NaN volumes. `attrs` holds the convention in words, its version, `nsd_tolerance_mm`, and by case `spacing_mm`
-        and the image's `diagonal_mm`, and `notes`, `(file, note)` on what is unusual about a file but no obstacle.
+        and the image's `diagonal_mm`, the cases with `missing_predictions`, and `notes`, `(file, note)` on what is
+        unusual about a file but no obstacle.
 
     Raises:
         InputError: grids differ, files cannot be paired or read, or hold no label; all bad cases in one
@@ -153,6 +156,7 @@ class _ScoredCase:
     spacing_mm: tuple[float, ...]
     diagonal_mm: float
     notes: tuple[tuple[str, str], ...]
+    missing: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,7 @@ def _to_table(scored: Sequence[_ScoredCase], names: Mapping[int, str]) -> pd.Dat
         "convention_version": CONVENTION_VERSION,
         "spacing_mm": {case.case: case.spacing_mm for case in scored},
         "diagonal_mm": {case.case: case.diagonal_mm for case in scored},
+        "missing_predictions": [case.case for case in scored if case.missing],
         "notes": [(name, case_note(other)) for name, other in same_but_case([case.case for case in scored])]
         + [note for case in scored for note in case.notes],
     }
@@ -261,7 +266,7 @@ def _score_pair(
     rows = score_case(pred.array, ref.array, spacing, labels, tolerance.of_label, threads)
     if labels is None and pred.array.dtype == ref.array.dtype == bool and not rows:
         rows = score_case(pred.array, ref.array, spacing, [1], tolerance.of_label)  # a mask has its label, if empty
-    if calibrate and labels is not None:
+    if calibrate and labels is not None and pair.pred is not None:
         channels = load_probabilities(pair, ref, len(labels) + 1)
         file = pair.probabilities if isinstance(pair.probabilities, str | Path) else None
         for channel, label in enumerate(labels, start=1):
@@ -270,7 +275,18 @@ def _score_pair(
     blank = _row(None, spacing, ref.array.size, _voxel_ml(spacing), 0.0)
     diagonal = math.hypot(*(size * step for size, step in zip(ref.array.shape, spacing, strict=True)))
     notes = tuple((item.source, note) for item in (ref, pred) for note in item.notes)
-    return _ScoredCase(pair.case, rows, blank, spacing, diagonal, notes)
+    if pair.pred is None:
+        rows, blank = {label: _without_prediction(row) for label, row in rows.items()}, _without_prediction(blank)
+        notes += ((pair.case, "has no prediction and counts as wrong in every label"),)
+    return _ScoredCase(pair.case, rows, blank, spacing, diagonal, notes, pair.pred is None)
+
+
+def _without_prediction(row: Row) -> Row:
+    """Return the row of a label without a prediction: wrong, even where there was nothing to find.
+
+    Else a model's mean would rise with every false positive that is left out.
+    """
+    return row if row["n_ref"] else row | WRONG
 
 
 def _voxel_ml(spacing_mm: Sequence[float]) -> float:

@@ -62,6 +62,7 @@ def summarise(table: pd.DataFrame, described: pd.DataFrame | None = None) -> dic
         **{f"mean_{share}": _mean([label[share]["mean"] for label in labels]) for share in SHARES if share in plain},
         **_overall_distances(labels),
         **_empty_counts(plain),
+        "n_missing_predictions": len(table.attrs.get("missing_predictions", ())),
         "scores": {
             metric.column: {"n": int(plain.groupby("case")[metric.column].count().gt(0).sum())}
             | statistics.of(metric.column, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
-from segscse.errors import InputError, Interrupted, SegscseError, one_line
+from segscse.errors import InputError, Interrupted, SegscseError, of_system, one_line
 from segscse.files import digest, only_writer, remove_leftovers, reserve, temporary_path
 from segscse.inference.ahead import ahead
 from segscse.inference.manifest import Manifest, digests, is_output, merge_parts
@@ -272,6 +273,8 @@ class _Run:
         if isinstance(error, SegscseError) and not isinstance(error, InputError):
             raise error  # a stop, or another process's failure
         _LOG.debug("%s failed", case.name, exc_info=error)
+        if isinstance(error, OSError) and error.filename is not None:
+            error = of_system(error)
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         if not case.written and self.manifest.keep(case.name, case.inputs):
             reason += " What an earlier run of this model had made of it is kept."
@@ -344,7 +347,9 @@ def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
     for files in cases.values():
         for file in files:
             # A file that is a link: the label map would take the link's place.
-            if out.resolve() in (file.resolve(), file.resolve().parent, file.absolute().parent.resolve()):
+            # `realpath` leaves a loop of links as it is, where `resolve` fails.
+            itself = Path(os.path.realpath(file))
+            if Path(os.path.realpath(out)) in (itself, itself.parent, Path(os.path.realpath(file.absolute().parent))):
                 raise InputError(
                     "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
                 )

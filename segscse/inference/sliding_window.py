@@ -165,13 +165,16 @@ def stream_logits(
         slab.open(first, end)
         corners = sweep.corners(layer)
         chosen = corners if wanted is None else [c for c in corners if bool(wanted[_box(c, sweep)].any())]
+        totals = []
         for start in range(0, len(chosen), sweep.batch_size):
             batch = chosen[start : start + sweep.batch_size]
-            logits = _evaluate(image, network, batch, sweep, device)
+            logits, total = _evaluate(image, network, batch, sweep, device)
+            totals.append(total)
             for corner, part in zip(batch, logits, strict=True):
                 slab.add(corner, part, [weights[axis][at] for axis, at in enumerate(corner)])
             if advance is not None:
                 advance(len(batch), 0)
+        _require_finite(totals)  # once a step, because a GPU's work is waited for here
         if advance is not None and len(chosen) < len(corners):
             advance(0, len(corners) - len(chosen))
         yield slab.finish(stop)
@@ -346,8 +349,8 @@ def axis_weights(extent: int, size: int, starts: Sequence[int]) -> dict[int, tor
 
 def _evaluate(
     image: torch.Tensor, network: Network, corners: Sequence[tuple[int, ...]], sweep: Sweep, device: torch.device
-) -> torch.Tensor:
-    """Return the logits `(B, K, *window cut to the image)` of a batch of windows."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits `(B, K, *window cut to the image)` of a batch of windows, and their sum over all windows."""
     before = [_before(extent, size) for extent, size in zip(sweep.shape, sweep.window, strict=True)]
     after = [max(0, w - e) - low for e, w, low in zip(sweep.shape, sweep.window, before, strict=True)]
     crops = torch.stack([image[:, *_box(corner, sweep)] for corner in corners]).to(device)
@@ -357,10 +360,13 @@ def _evaluate(
         logits = network(crops)
     else:
         logits = network(crops.squeeze(sweep.slice_axis + 2)).unsqueeze(sweep.slice_axis + 2)
-    if not bool(torch.isfinite(logits.sum())):
-        raise InputError("the network returned NaN or infinity", remedy="Check the scan's intensities and the model")
     cut = (slice(low, low + min(e, w)) for e, w, low in zip(sweep.shape, sweep.window, before, strict=True))
-    return logits.float()[:, :, *cut]
+    return logits.float()[:, :, *cut], logits.sum()
+
+
+def _require_finite(totals: Sequence[torch.Tensor]) -> None:
+    if totals and not bool(torch.isfinite(torch.stack(list(totals))).all()):
+        raise InputError("the network returned NaN or infinity", remedy="Check the scan's intensities and the model")
 
 
 def _box(corner: Sequence[int], sweep: Sweep) -> tuple[slice, ...]:

@@ -156,16 +156,16 @@ def _gate_of(
 def _add_up(
     kernel: Callable[..., None], maps: tuple[np.ndarray, ...], shape: tuple[int, ...], *args: Any
 ) -> np.ndarray:
-    """Return the sums, float64, that a kernel adds up over all voxels."""
-    totals: list[np.ndarray] = []
+    """Return the sums, float64, that a kernel adds up over all voxels, the same whichever thread is the first."""
+    totals: dict[int, np.ndarray] = {}
 
     def part(low: int, high: int) -> None:
-        total = np.zeros(shape)
-        totals.append(total)
+        totals[low] = total = np.zeros(shape)
         kernel(*maps, low, high, *args, total)
 
     _share_out(maps[0], part)
-    return sum(totals[1:], start=totals[0])
+    first, *others = (totals[low] for low in sorted(totals))
+    return sum(others, start=first)
 
 
 def _share_out(source: np.ndarray, work: Callable[[int, int], None]) -> None:

@@ -261,6 +261,7 @@ def _data(setup: RunSetup, clock: RunClock, progress: Progress, group: Group) ->
         ),
         foreground_share=config.data.foreground_share,
         seed=config.train.seed,
+        labelled=store.with_foreground(split.training),
     )
     # Without validation cases nothing would end a round but the end of the run.
     rounds = bool(split.validation)

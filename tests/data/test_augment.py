@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from segscse.config import AugmentConfig
 from segscse.data import augment
 from segscse.data.augment import augment_batch, centre_cut, gaussian_blur, random_affine, random_mirror
+from segscse.data.plan import Normalisation
 
 NOTHING = AugmentConfig(
     spatial_p=0, mirror="none", noise_p=0, blur_p=0, brightness_p=0, contrast_p=0, low_resolution_p=0, gamma_p=0
@@ -285,6 +286,26 @@ class TestIntensities:
         out = augment._low_resolution(image.clone(), dataclasses.replace(NOTHING, low_resolution_p=1.0), _draws(4))
         assert out.shape == image.shape
         assert (out.flatten(1).std(1) < image.flatten(1).std(1)).all()
+
+    def test_nothing_is_interpolated_across_coarse_slices(self, build_plan):
+        slices = torch.randn(1, 1, 1, 1, 12).expand(6, 1, 24, 24, 12).clone()  # differ along the coarse axis alone
+        label = (slices[:, 0] > 0).to(torch.uint8)
+        plan = _plan(build_plan, 3, patch_size=(12, 12, 8), spacing_mm=(1.0, 1.0, 5.0))
+        changes = {"spatial_p": 1.0, "scale": (0.6, 0.8), "low_resolution_p": 1.0}
+        out, out_label = augment_batch(slices, label, plan, dataclasses.replace(NOTHING, **changes), _draws(6))
+        torch.testing.assert_close(out, centre_cut(slices, (12, 12, 8)))
+        assert torch.equal(out_label, centre_cut(label[:, None], (12, 12, 8))[:, 0])
+
+    def test_what_surrounds_a_masked_scan_stays_zero(self, build_plan):
+        image, label = torch.randn(4, 2, 12, 12, 12), torch.zeros(4, 12, 12, 12, dtype=torch.uint8)
+        image[:, :, :6] = 0
+        whole, masked = (Normalisation(name, 0.0, 1.0, -1.0, 1.0) for name in ("zscore", "zscore_nonzero"))
+        plan = _plan(build_plan, 3, patch_size=(12, 12, 12), channels=("a", "b"), normalisation=(whole, masked))
+        config = dataclasses.replace(NOTHING, **dict.fromkeys(INTENSITIES, 1.0))
+        out, _ = augment_batch(image, label, plan, config, _draws(4))
+        assert (out[:, 1, :6] == 0).all()
+        assert (out[:, 1, 6:] != 0).all()
+        assert (out[:, 0] != 0).float().mean() > 0.99
 
     def test_low_resolution_moves_nothing(self):
         ramp = torch.linspace(-1, 1, 24)

@@ -1,5 +1,7 @@
 import gzip
+import os
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -69,6 +71,15 @@ def test_a_stream_under_a_plain_name_is_refused_with_the_name_to_give_it(tmp_pat
     (tmp_path / "a.nii").write_bytes(gzip.compress(b"x" * 500))
     with pytest.raises(InputError, match=r"gzip stream without \.gz in its name\. Rename it to a\.nii\.gz"):
         read_content(tmp_path / "a.nii", compressed=False, announced=lambda start: None)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.nii.gz")
+    found = []
+    reader = threading.Thread(target=lambda: found.append(first_bytes(tmp_path / "a.nii.gz")), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert found == [b""]
 
 
 def test_first_bytes_are_unpacked_and_none_where_there_are_none(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segscse.data.inputs import find_inputs, list_inputs
-from segscse.data.io import list_images
+from segscse.data.io import list_images, read_image
 from segscse.errors import InputError
 
 
@@ -88,6 +88,10 @@ class TestInputs:
         found = find_inputs([tmp_path / "new.csv"], 2)
         assert found == {"anna": (tmp_path / "t1.nii.gz", tmp_path / "t2.nii.gz")}
 
+    def test_a_csv_may_be_named_in_capitals(self, tmp_path):
+        (tmp_path / "NEW.CSV").write_text("case,image\nanna,t1.nii.gz\n")
+        assert find_inputs([tmp_path / "NEW.CSV"], 1) == {"anna": (tmp_path / "t1.nii.gz",)}
+
     def test_a_case_that_a_csv_names_twice_is_refused(self, tmp_path):
         (tmp_path / "new.csv").write_text("case,image\nanna,a.nii\nben,b.nii\nanna,c.nii\n")
         with pytest.raises(InputError, match=r"new\.csv: case ids occur more than once: anna\. Give each its own id"):
@@ -114,7 +118,9 @@ def test_a_folder_that_cannot_be_read_is_named(fill, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(Path, "iterdir", refused)
-    for ask in (list_images, lambda folder: find_inputs([folder], 1), lambda folder: list_images(folder.parent)):
+    found = list_images(root)  # one inside a folder is a case that fails by itself
+    asks = (list_images, lambda folder: find_inputs([folder], 1), lambda folder: read_image(found[folder.name]))
+    for ask in asks:
         with pytest.raises(InputError, match=r"scans: cannot be read \(Permission denied\)"):
             ask(root / "scans")
 

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,22 @@ class TestMsd:
             ("case_2", str(root / "labelsTr" / "case_2.nii.gz"), "is listed but missing"),
             ("extra", str(root / "imagesTr" / "extra.nii.gz"), "lies in imagesTr but dataset.json does not list it"),
         )
+
+    def test_listed_files_out_of_reach_are_missing_and_the_others_are_read(self, make_dataset, monkeypatch):
+        root = make_dataset()
+        for name in ("case_1", "case_2"):
+            (root / "imagesTr" / f"{name}.nii.gz").unlink()
+        (root / "imagesTr" / "case_1.nii.gz").symlink_to(root / "imagesTr" / "case_1.nii.gz")
+        exists = Path.exists
+
+        def locked(path):
+            if path.name == "case_2.nii.gz":
+                raise PermissionError(13, "Permission denied", str(path))
+            return exists(path)
+
+        monkeypatch.setattr(Path, "exists", locked)
+        found = {(case, Path(file).parent.name) for case, file, _ in open_dataset(root).problems}
+        assert found == {("case_1", "imagesTr"), ("case_2", "imagesTr"), ("case_2", "labelsTr")}
 
     @pytest.mark.parametrize("item", ["../secret.nii.gz", "/etc/passwd", "imagesTr/../../secret.nii.gz"])
     @pytest.mark.parametrize("key", ["image", "label"])
@@ -343,7 +360,7 @@ class TestRealData:
         assert len(index.cases) == 8
 
 
-@pytest.mark.parametrize("name", ["../escape", "a/b", ".hidden", ".."])
+@pytest.mark.parametrize("name", ["../escape", "a/b", ".hidden", "..", "a\vb", "x" * 249, "\u00e4" * 125])
 def test_a_case_id_that_is_no_plain_file_name_is_refused(tmp_path, name):
     table = tmp_path / "cases.csv"
     table.write_text(f"case,image,label\n{name},a.nii.gz,b.nii.gz\n")

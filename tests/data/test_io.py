@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from segscse.data.io import (
     read_labels,
     write_image,
 )
+from segscse.data.output import write_labels
+from segscse.data.peek import peek_scan
 from segscse.errors import InputError
 
 AFFINE = np.array([[-0.7, 0.1, 0, 31.5], [0.1, 0.7, 0, -20.25], [0, 0, 2.5, 7], [0, 0, 0, 1]])
@@ -52,6 +56,21 @@ class TestNames:
             (tmp_path / name).write_bytes(b"")
         with pytest.raises(InputError, match=r"shares the name 'a' with a\.nii\. Keep one"):
             list_images(tmp_path)
+
+    def test_a_folder_in_it_that_cannot_be_looked_into_is_not_passed_over(self, tmp_path, monkeypatch):
+        (tmp_path / "series").mkdir()
+        (tmp_path / "a.nii").touch()
+        listed = Path.iterdir
+
+        def locked(path):
+            if path.name == "series":
+                raise PermissionError(13, "Permission denied", str(path))
+            return listed(path)
+
+        monkeypatch.setattr(Path, "iterdir", locked)
+        assert list(list_images(tmp_path)) == ["a", "series"]
+        with pytest.raises(InputError, match=r"series: cannot be read \(Permission denied\)"):
+            read_image(tmp_path / "series")
 
     def test_a_missing_folder_is_named(self, tmp_path):
         with pytest.raises(InputError, match="none: is not a folder"):
@@ -116,6 +135,20 @@ class TestRoundTrip:
         write_image(tmp_path / "new" / "c.nii.gz", volume.array, volume)
         after = fingerprints(tmp_path)
         assert {name: after[name] for name in before} == before
+
+    @pytest.mark.parametrize("name", ["a.nii.gz", "a.mgz"])
+    def test_a_folder_called_as_a_home_folder_is_not_it(self, tmp_path, make_volume, monkeypatch, name):
+        (tmp_path / "home" / "x").mkdir(parents=True)
+        (tmp_path / "~").mkdir()
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.chdir(tmp_path)
+        like = read_image(make_volume(tmp_path / "like.nii.gz", _ramp(), AFFINE))
+        for folder in ("~", "~x"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_labels(f"{folder}/{name}", _ramp().astype(np.uint8), like, {})
+            assert [path.name for path in (tmp_path / folder).iterdir()] == [name]
+            assert peek_scan(Path(folder) / name).shape == (5, 6, 7)
+        assert list((tmp_path / "home").rglob("*.*")) == []
 
     def test_a_failed_write_leaves_nothing(self, tmp_path, make_volume):
         source = read_image(make_volume(tmp_path / "in.nii", _ramp()))
@@ -206,6 +239,13 @@ class TestShapesAndTypes:
         expected, volume = read_image(path), read_image(tmp_path / f"a{suffix}")
         np.testing.assert_array_equal(volume.array, expected.array)
         np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-5)
+
+    @pytest.mark.parametrize("suffix", [".NRRD", ".MHA", ".MHD"])
+    def test_itk_formats_may_be_named_in_capitals(self, tmp_path, suffix):
+        sitk.WriteImage(sitk.GetImageFromArray(_ramp((7, 6, 5))), str(tmp_path / f"a{suffix.lower()}"))
+        (tmp_path / f"a{suffix.lower()}").rename(tmp_path / f"a{suffix}")
+        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}").array, _ramp((7, 6, 5)).transpose(2, 1, 0))
+        assert peek_scan(tmp_path / f"a{suffix}").shape == (5, 6, 7)
 
     def test_itk_channels_come_last(self, tmp_path):
         array = _ramp((7, 6, 5, 2))  # SimpleITK's order: z, y, x, channel

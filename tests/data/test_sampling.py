@@ -81,6 +81,21 @@ class TestBatches:
         assert image[label == 2].mean() > image[label == 1].mean() + 0.5
 
 
+@pytest.mark.parametrize("memory_gb", [0.0, 1.0])
+def test_foreground_patches_come_from_cases_that_have_some(tmp_path, make_volume, needle, build_plan, memory_gb):
+    empty = make_volume(tmp_path / "empty.nii", np.zeros((40, 40, 40), np.uint8))
+    healthy = [Case(f"healthy_{number}", needle.images, empty, f"healthy_{number}") for number in range(5)]
+    plan, cases = build_plan(batch_size=2, spacing_mm=(1.0, 1.0, 1.0)), [*healthy, needle]
+    store = CaseStore(cases, plan, tmp_path / "store", memory_gb)
+    names = tuple(case.id for case in cases)
+    assert store.with_foreground(names) == ("needle",)
+    sampler = PatchSampler(store, names, plan, plan.patch_size, 0.5, 0, store.with_foreground(names))
+    batches = [sampler.batch(step) for step in range(60)]
+    assert {batch["cases"][0] for batch in batches} == {"needle"}
+    assert all(batch["label"][0].any() for batch in batches)
+    assert {batch["cases"][1] for batch in batches} == set(names)
+
+
 @pytest.mark.parametrize("flat", [None, 0, 2])
 @pytest.mark.parametrize("cut", [(8, 8, 8), (13, 14, 12)])
 def test_batches_are_the_same_whatever_the_cache(tmp_path, tiny_dataset, build_plan, flat, cut):

@@ -124,7 +124,7 @@ def test_other_tolerances_conventions_and_references_are_refused(folders, tmp_pa
     assert compare(tmp_path / "narrow", tmp_path / "wide").nsd_tolerance_mm is None
     older = wide.copy()
     older.attrs["convention_version"] = 1
-    with pytest.raises(InputError, match="different values of convention_version: 2 and 1"):
+    with pytest.raises(InputError, match="different values of convention_version: 3 and 1"):
         compare(narrow, older)
     with pytest.raises(InputError, match="different references: of case a, label 1 has 64 voxels in one and 65"):
         compare(narrow, narrow.assign(n_ref=narrow["n_ref"] + (narrow["case"] == "a")))

@@ -61,9 +61,9 @@ def test_probabilities_add_calibration(evaluate, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--labels", "1,liver"], "--labels must name labels by their whole numbers, got 'liver'"),
+        (["--labels", "1,liver"], "--labels must name labels by their whole numbers below 2**63, got 'liver'"),
         (["--names", "left"], "--names must be label=value, separated by commas, got 'left'"),
-        (["--names", "left=1"], "--names must name labels by their whole numbers, got 'left'"),
+        (["--names", "left=1"], "--names must name labels by their whole numbers below 2**63, got 'left'"),
         (["--nsd-tolerance-mm", "wide"], "--nsd-tolerance-mm must be a number of mm"),
         (["--nsd-tolerance-mm", "1=wide"], "--nsd-tolerance-mm must be a number of mm"),
         (["--nsd-tolerance-mm", "a=1"], "--nsd-tolerance-mm must name labels"),
@@ -95,3 +95,5 @@ def test_missing_predictions_stop_it_or_count_as_empty(evaluate, folders, tmp_pa
     assert "1 of 3 predictions are missing: b" in capsys.readouterr().err
     assert evaluate("--missing", "empty") == 0
     assert _results(tmp_path)[1]["overall"]["n_missed"] == 2
+    assert _results(tmp_path)[1]["overall"]["n_missing_predictions"] == 1
+    assert "warning: b: has no prediction and counts as wrong in every label" in capsys.readouterr().err

@@ -238,6 +238,10 @@ def test_missing_predictions_are_refused_by_name_or_scored_as_empty(folders):
     table = evaluate(*folders, missing="empty")
     assert table[table["case"] == "a"]["dice"].tolist() == [0, 0]
     assert table["case"].nunique() == 3
+    assert table.attrs["missing_predictions"] == ["a", "c"]
+    assert [note for note in table.attrs["notes"] if "no prediction" in note[1]] == [
+        (case, "has no prediction and counts as wrong in every label") for case in "ac"
+    ]
 
 
 def test_extra_predictions_are_refused_even_when_missing_ones_are_not(folders, save):

@@ -26,6 +26,18 @@ def test_dropping_predictions_never_improves_the_means(folders):
         before = after
 
 
+def test_leaving_out_false_positives_does_not_look_better():
+    ref = {"a": np.pad(np.ones((4, 4), int), 4), "b": np.zeros((12, 12), int), "c": np.zeros((12, 12), int)}
+    pred = {"a": ref["a"], "b": ref["a"], "c": ref["c"]}  # b is a false positive, c right
+    whole = summarise(evaluate(pred, ref))["overall"]
+    for left_out in "bc":
+        kept = {case: mask for case, mask in pred.items() if case != left_out}
+        fewer = summarise(evaluate(kept, ref, missing="empty"))["overall"]
+        assert (whole["n_missing_predictions"], fewer["n_missing_predictions"]) == (0, 1)
+        assert fewer["mean_dice"] <= whole["mean_dice"]
+        assert fewer["mean_hd95_penalised_mm"] >= whole["mean_hd95_penalised_mm"]
+
+
 @pytest.mark.parametrize("worst_first", [True, False])
 def test_missing_k_of_100_structures_never_looks_better(worst_first):
     """The trap of a mean that leaves out what is missed: dropping the worst cases would improve it."""

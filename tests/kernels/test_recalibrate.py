@@ -1,10 +1,13 @@
 """The kernels against the same arithmetic written down plainly, and finite differences."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
 
 from segscse.attention import build_attention
+from segscse.kernels import function
 from segscse.kernels.parts import GateParts, recalibrate, runs_here, watched
 from segscse.nets.blocks import ConvNormAct
 from segscse.nets.dims import channels_last
@@ -117,6 +120,22 @@ def test_maps_shared_by_threads_give_what_one_thread_gives(case, monkeypatch):
         finally:
             torch.set_num_threads(before)
         torch.testing.assert_close(shared, alone, rtol=1e-5, atol=5e-5)  # both are that far from the exact sums
+
+
+def test_sums_do_not_depend_on_which_thread_is_the_first(monkeypatch):
+    generator = np.random.default_rng(0)
+    source = generator.normal(size=(1, 7, 3)) * 10.0 ** generator.integers(-8, 8, (1, 7, 3))
+    monkeypatch.setattr(function, "SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+
+    def kernel(values, low, high, total):
+        total += values[0, low:high].sum(axis=0)
+
+    found = set()
+    for order in permutations(range(5)):
+        monkeypatch.setattr(function, "run_in_parallel", lambda job, number, order=order: [job(i) for i in order])
+        found.add(function._add_up(kernel, (source,), (3,)).tobytes())
+    assert len(found) == 1
 
 
 @each_case
