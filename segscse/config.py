@@ -302,7 +302,7 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         raise InputError(message, remedy="See configs/ for examples") from error
     except InputError as error:  # of a section's own check
         files = ", ".join(str(origin) for _, origin in sources if not isinstance(origin, Mapping))
-        if not files or error.file is not None:
+        if not files or overrides or error.file is not None:
             raise
         raise InputError(error.problem, file=files, remedy=error.remedy or "See configs/ for examples") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 
@@ -45,6 +46,10 @@ class Interrupted(SegscseError):  # noqa: N818, a stop on request is no error
     def __init__(self, signum: int, message: str) -> None:
         self.signum = signum
         super().__init__(message)
+
+
+# Why the system does not let a path be used: a folder above it is locked, a name is too long, links lead in a circle.
+OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def of_system(error: OSError) -> InputError:

@@ -159,7 +159,8 @@ def working_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"device {device.type!r} cannot be used ({reason})",
-            remedy="Install a torch that is built for it, or take the CPU: --train.device cpu, or --device cpu",
+            remedy="Free it if another process fills it, install a torch that is built for it, or take the CPU: "
+            "--train.device cpu, or --device cpu",
         ) from error
     return device
 
@@ -171,7 +172,7 @@ def pick_precision(name: Literal["auto", "bf16", "fp32"], device: torch.device) 
         InputError: bf16 on Apple's GPU, which has no transposed convolution of volumes in it.
     """
     if name == "bf16" and device.type == "mps":
-        raise InputError("bf16 cannot be used on device 'mps'", remedy="Leave --train.precision at auto, which is fp32")
+        raise InputError("bf16 cannot be used on device 'mps'", remedy="Leave the precision at auto, which is fp32")
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -287,7 +287,8 @@ def _connect(ranks: Ranks, *, nccl: bool) -> tuple[Watch, Any]:
         os.environ |= {"MASTER_ADDR": place.main_address, "MASTER_PORT": str(place.main_port)}
         os.environ |= {"RANK": str(ranks.rank), "WORLD_SIZE": str(ranks.world)}
     if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.local_rank % torch.cuda.device_count())
+        with suppress(RuntimeError):  # where the GPU is used, that says so
+            torch.cuda.set_device(ranks.local_rank % torch.cuda.device_count())
     try:
         store, rank, world = next(dist.rendezvous("env://", timeout=START))
         backend = "nccl" if nccl else "gloo"
@@ -325,7 +326,8 @@ def end(code: int, ranks: Ranks) -> NoReturn:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):  # nobody reads it, or it is closed
-                stream.flush()
+                if stream is not None:
+                    stream.flush()
         os._exit(code)
     sys.exit(code)
 

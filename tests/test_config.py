@@ -210,6 +210,13 @@ class TestLoading:
         assert config.optim.lr == 0.5
         assert load_config(second, first).model.base_features == 8
 
+    def test_a_file_is_blamed_for_its_own_values_and_not_for_overrides(self, tmp_path):
+        good, bad = (_write(tmp_path / f"{n}.yaml", {"data": {"folds": n}}) for n in (5, 1))
+        with pytest.raises(InputError, match=r"1\.yaml: data\.folds must be >= 2, got 1"):
+            load_config(bad)
+        with pytest.raises(InputError, match=r"^data\.folds must be >= 2, got 1"):
+            load_config(good, overrides={"data": {"folds": 1}})
+
     def test_a_mapping_stands_for_a_file_and_is_not_changed(self):
         values = {"train": {"budget": "90s"}, "data": {"spacing_mm": [1, 1, 2.5]}}
         config = load_config(values)

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 from types import SimpleNamespace
@@ -31,6 +33,12 @@ SRUN = {
     "SLURM_PROCID": "5",
     "SLURM_LOCALID": "1",
 }
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_one_of_several_ends_with_its_code_where_a_stream_was_closed_from_the_start(closed):
+    code = f"import sys; from segscse.ranks import Ranks, end; sys.{closed} = None; end(7, Ranks(0, 2))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])

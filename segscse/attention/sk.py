@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -18,10 +19,11 @@ from segscse.attention.base import (
     linear_fp32,
     no_autocast,
     norm_layer,
+    odd,
     vector_norm,
 )
 from segscse.errors import InputError
-from segscse.nets.dims import conv
+from segscse.nets.dims import as_tuple, conv
 
 
 class SelectiveKernel(AttentionBlock):
@@ -35,6 +37,8 @@ class SelectiveKernel(AttentionBlock):
         channels: C.
         spatial_dims: 2 or 3.
         branches: M; 2 as in the paper.
+        kernel_size: of the branches, odd, one for all axes or one per axis; 3 as in the paper. An axis of 1 is not
+            dilated.
         groups: groups of the branches' convolutions. The paper has 32 in networks of 128 channels and more;
             1 here, because the top levels of a U-Net are narrower.
         reduction: r, 16 as in the paper.
@@ -51,6 +55,7 @@ class SelectiveKernel(AttentionBlock):
         *,
         spatial_dims: int,
         branches: int = 2,
+        kernel_size: int | Sequence[int] = 3,
         groups: int = 1,
         reduction: int = 16,
         min_hidden: int = 32,
@@ -59,9 +64,10 @@ class SelectiveKernel(AttentionBlock):
         super().__init__(channels, spatial_dims=spatial_dims)
         if channels % at_least("groups", groups, 1):
             raise InputError(f"groups must divide the {channels} channels, got {groups}")
+        kernel = tuple(odd("kernel_size", size) for size in as_tuple(kernel_size, spatial_dims))
         hidden = hidden_width(channels, reduction=reduction, min_hidden=min_hidden)
         self.branches = nn.ModuleList(
-            _branch(channels, spatial_dims=spatial_dims, dilation=m + 1, groups=groups, norm=norm)
+            _branch(channels, kernel, dilation=m + 1, groups=groups, norm=norm)
             for m in range(at_least("branches", branches, 2))
         )
         self.fc = nn.Linear(channels, hidden, bias=False)
@@ -89,14 +95,14 @@ class SelectiveKernel(AttentionBlock):
         return mixed
 
 
-def _branch(channels: int, *, spatial_dims: int, dilation: int, groups: int, norm: str | None) -> nn.Sequential:
-    layer = conv(spatial_dims)(
+def _branch(channels: int, kernel: tuple[int, ...], *, dilation: int, groups: int, norm: str | None) -> nn.Sequential:
+    layer = conv(len(kernel))(
         channels,
         channels,
-        kernel_size=3,
-        padding=dilation,
+        kernel_size=kernel,
+        padding=tuple(dilation * (size // 2) for size in kernel),
         dilation=dilation,
         groups=groups,
         bias=norm in (None, "none"),
     )
-    return nn.Sequential(layer, norm_layer(norm, channels, spatial_dims=spatial_dims), nn.ReLU())
+    return nn.Sequential(layer, norm_layer(norm, channels, spatial_dims=len(kernel)), nn.ReLU())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -18,14 +17,11 @@ from segscse.cli.machine import blocks, doctor
 from segscse.cli.models import demo, export, predict, train
 from segscse.cli.scores import ablate, compare, evaluate
 from segscse.config import load_config
-from segscse.errors import InputError, Interrupted, SegscseError, of_system, one_line
+from segscse.errors import OUT_OF_REACH, InputError, Interrupted, SegscseError, of_system, one_line
 from segscse.launch import ManyProcesses, launch
 from segscse.limits import is_lack_of_memory
 from segscse.ranks import OtherRankError, end, ranks_or_alone
 from segscse.yaml_file import read_yaml
-
-# Why the system does not let a path be used: a folder above it is locked, a name is too long, links lead in a circle.
-OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def evaluate(
         names: Names of labels, such as 1=liver,2=spleen.
         nsd_tolerance_mm: Tolerance of the surface Dice, such as 2, or one per label, 1=2,2=1.5.
         probabilities: Folder `probabilities` that predict --probabilities wrote; adds ECE and Brier. Needs --labels.
-        missing: What to do about references without a prediction: refuse, or score an empty one.
+        missing: What to do about references without a prediction: refuse (error), or count them as wrong (empty).
         workers: Cases scored at a time; one per core, at most 4, if not given.
         subjects: CSV with the columns case,subject, where subjects have several cases.
         model: Run or model folder that made the predictions; its record goes into the report.

@@ -39,7 +39,7 @@ def augment_batch(
     outside = image[:, masked] == 0
     for intensity in (_noise, _blur, _brightness, _contrast):
         image = intensity(image, config, draws)
-    image = _low_resolution(image, config, draws, axes_apart(plan.patch_size, spacing))
+    image = _low_resolution(image, config, draws, coarse_axes(spacing))
     image = _gamma(image, config, draws)
     if masked:  # what surrounds a masked scan is 0 in prediction, whatever its intensities are
         image[:, masked] = image[:, masked].masked_fill(outside, 0.0)
@@ -59,7 +59,7 @@ def random_affine(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate and zoom about the centre, in millimetres, and cut the patch; untouched samples are only cut.
 
-    Along the axes of `axes_apart` nothing moves.
+    Along coarse axes nothing moves, as in nnU-Net's anisotropic data.
     """
     rotate = _chance(config.spatial_p, draws)
     zoom = _chance(config.spatial_p, draws)
@@ -67,7 +67,7 @@ def random_affine(
     matrices[~rotate] = torch.eye(len(spacing_mm))
     factor = _uniform(*config.scale, draws)
     scale = torch.where(zoom, 1 / factor, 1.0)[:, None].repeat(1, len(spacing_mm))
-    scale[:, sorted(axes_apart(patch_size, spacing_mm))] = 1.0
+    scale[:, sorted(coarse_axes(spacing_mm))] = 1.0
     matrices = matrices * scale[:, None]
     moved = rotate | zoom
     image_out, label_out = (
@@ -81,15 +81,9 @@ def random_affine(
     return image_out, label_out
 
 
-def axes_apart(patch_size: Sequence[int], spacing_mm: Sequence[float]) -> set[int]:
-    """Return the axes that are augmented apart from the others, as nnU-Net does in its anisotropic data.
-
-    An axis over three times coarser than the finest and, of the rest, one along which the patch is over three times
-    shorter in mm. Voxels are not interpolated along them, nor is anything rotated out of the planes across them.
-    """
-    coarse = [step > ANISOTROPY * min(spacing_mm) for step in spacing_mm]
-    extents = [0.0 if far else edge * step for far, edge, step in zip(coarse, patch_size, spacing_mm, strict=True)]
-    return {axis for axis, extent in enumerate(extents) if ANISOTROPY * extent < max(extents)}
+def coarse_axes(spacing_mm: Sequence[float]) -> set[int]:
+    """Return the axes over three times coarser than the finest, along which no voxels are interpolated."""
+    return {axis for axis, step in enumerate(spacing_mm) if step > ANISOTROPY * min(spacing_mm)}
 
 
 def centre_cut(volume: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -130,12 +124,16 @@ def _spread(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _rotations(patch_size: Sequence[int], spacing_mm: Sequence[float], limit_deg: float, draws: Draws) -> torch.Tensor:
-    """Return `(B, D, D)` rotation matrices, none of which mixes the axes of `axes_apart` with others.
+    """Return `(B, D, D)` rotation matrices.
 
-    A patch is thin where scans are, and would be turned out of them.
+    No rotation mixes a coarse axis with the others, nor, of the rest, one along which the patch is over three times
+    shorter in mm: a patch is thin where scans are, and would be turned out of them.
     """
     dims, size = len(spacing_mm), len(draws)
-    apart = axes_apart(patch_size, spacing_mm)
+    extents = [edge * step for edge, step in zip(patch_size, spacing_mm, strict=True)]
+    for axis in coarse_axes(spacing_mm):
+        extents[axis] = 0.0
+    apart = {axis for axis, extent in enumerate(extents) if ANISOTROPY * extent < max(extents)}
     matrices = torch.eye(dims).repeat(size, 1, 1)
     for a in range(dims):
         for b in range(a + 1, dims):

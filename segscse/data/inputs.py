@@ -94,12 +94,26 @@ def _is_only_series(folder: Path) -> bool:
 def _images_in(folder: Path) -> dict[str, Path]:
     """Return the images of a folder; where only folders in it have some, as in a data set's, the error names them."""
     # A folder of predictions is none of a series, though one with DICOM SEG files looks like one.
-    if images := {stem: path for stem, path in list_images(folder).items() if not (path / RECORD).is_file()}:
+    if images := {stem: path for stem, path in list_images(folder).items() if not _holds_predictions(path)}:
         return images
-    within = [path.name for path in sorted(folder.iterdir()) if any(map(is_image, path.glob("*")))]
+    within = [path.name for path in sorted(folder.iterdir()) if _holds_images(path)]
     more = ", ..." if len(within) > MOST_NAMED else ""
     which = f"; there are some in {', '.join(within[:MOST_NAMED])}{more}" if within else ""
     raise InputError(f"no images found{which}", file=folder, remedy=GIVE_IMAGES)
+
+
+def _holds_predictions(folder: Path) -> bool:
+    try:
+        return (folder / RECORD).is_file()
+    except OSError:  # reading it as a series says why
+        return False
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return any(map(is_image, folder.glob("*")))
+    except (InputError, OSError):
+        return False
 
 
 def _csv_inputs(path: Path) -> dict[str, tuple[Path, ...]]:

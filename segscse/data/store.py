@@ -108,6 +108,7 @@ class CaseStore:
 
     def _load(self, case: Case) -> StoredCase | _Saved:
         folder = self.folder / self.key(case)
+        remove_leftovers(folder, unchanged_s=DAY_S)  # several processes may share a cache, so only old ones
         if (folder / "label.npy").is_file():
             try:
                 return _found(case.id, folder, self.plan.slice_axis)
@@ -174,7 +175,6 @@ def _save(folder: Path, case: StoredCase, slice_axis: int | None) -> None:
         [np.column_stack([np.full(len(p), n, np.int32), p]) for n, p in case.places.items()]
         or [np.empty((0, 4), np.int32)]
     )
-    remove_leftovers(folder, unchanged_s=DAY_S)  # several processes may share a cache, so only old ones
     volumes = {"image": case.image.numpy(), "label": case.label.numpy()}
     turned = {name: np.moveaxis(item, _axis(item, slice_axis), item.ndim - 3) for name, item in volumes.items()}
     for name, array in (("image", turned["image"]), ("places", places), ("label", turned["label"])):

@@ -29,7 +29,7 @@ class LabelMap:
 
 @dataclass(frozen=True, slots=True)
 class CasePair:
-    """One case to score: its name, reference, prediction (None: to be taken as empty) and probabilities, if any."""
+    """One case to score: its name, reference, prediction (None: it is missing) and probabilities, if any."""
 
     case: str
     ref: Any

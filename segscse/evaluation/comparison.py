@@ -31,7 +31,7 @@ from segscse.evaluation.rendering import (
 from segscse.evaluation.tables import check_same_cases, load_table, same_conventions
 
 FEW_CASES = 10
-# Metrics that are undefined where both masks are empty, and nowhere else.
+# Metrics that are undefined where both masks are empty and there is a prediction, and nowhere else.
 _UNDEFINED_WHERE_EMPTY = (*DISTANCES, "dice", "iou", "nsd", "nsd_area", "volume_similarity", "lesion_f1")
 METHOD = (
     "Differences are paired by case. Intervals: 95 % BCa bootstrap of the mean difference over cases, or over "
@@ -179,7 +179,7 @@ class Comparison:
         if self.metric not in _UNDEFINED_WHERE_EMPTY:
             return f"{count} of the scores, where {side} is undefined"
         times = "once" if count == 1 else f"{count} times"
-        return f"{times} {side} rightly finds nothing where {other} marks something"
+        return f"{times} {side} rightly finds nothing where {other} marks something or has no prediction"
 
     @property
     def findings(self) -> list[str]:

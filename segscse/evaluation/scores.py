@@ -39,8 +39,9 @@ from segscse.limits import usable_cores
 from segscse.types import Progress
 
 Row = dict[str, float]
-# What a label scores that is in one mask only.
-WRONG = dict.fromkeys(("dice", "iou", "nsd", "nsd_area", "lesion_f1"), 0.0) | dict.fromkeys(DISTANCES, math.inf)
+# What each label scores of a case without a prediction.
+WRONG = dict.fromkeys(("dice", "iou", "precision", "specificity", "nsd", "nsd_area", "volume_similarity"), 0.0)
+WRONG |= dict.fromkeys(("lesion_precision", "lesion_f1"), 0.0) | dict.fromkeys(DISTANCES, math.inf)
 _NONE = SurfaceDistances(np.empty(0), np.empty(0))
 
 
@@ -68,8 +69,8 @@ def evaluate(
         spacing_mm: voxel size in mm per array axis, for arrays only; without it they are taken to have 1 mm.
         nsd_tolerance_mm: tolerance of the surface Dice, one for all or by label.
         names: names of labels, for the column `name`.
-        missing: about references without a prediction: refuse them ("error"), or score an empty one
-            ("empty").
+        missing: about references without a prediction: refuse them ("error"), or count each as wrong
+            in every label ("empty").
         probabilities: what `predict` writes as such, `(X, Y, Z, K)`: an array, file or folder like `pred`. The
             channels are the background and then `labels` in rising order, so `labels` must be given.
         workers: cases, or labels of a single case, scored at a time. Default: one per core, at most 4.
@@ -276,17 +277,10 @@ def _score_pair(
     diagonal = math.hypot(*(size * step for size, step in zip(ref.array.shape, spacing, strict=True)))
     notes = tuple((item.source, note) for item in (ref, pred) for note in item.notes)
     if pair.pred is None:
-        rows, blank = {label: _without_prediction(row) for label, row in rows.items()}, _without_prediction(blank)
+        # Wrong even where there was nothing to find: else a mean would rise with every error that is left out.
+        rows, blank = {label: row | WRONG for label, row in rows.items()}, blank | WRONG
         notes += ((pair.case, "has no prediction and counts as wrong in every label"),)
     return _ScoredCase(pair.case, rows, blank, spacing, diagonal, notes, pair.pred is None)
-
-
-def _without_prediction(row: Row) -> Row:
-    """Return the row of a label without a prediction: wrong, even where there was nothing to find.
-
-    Else a model's mean would rise with every false positive that is left out.
-    """
-    return row if row["n_ref"] else row | WRONG
 
 
 def _voxel_ml(spacing_mm: Sequence[float]) -> float:

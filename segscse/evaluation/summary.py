@@ -160,7 +160,7 @@ def _empty_counts(rows: pd.DataFrame) -> dict[str, int]:
     return {
         "n_missed": int((in_ref & ~in_pred).sum()),
         "n_false_positive_cases": int((~in_ref & in_pred).sum()),
-        "n_both_empty": int((~in_ref & ~in_pred).sum()),
+        "n_both_empty": int((~in_ref & ~in_pred & rows["dice"].isna()).sum()),  # else it has no prediction
     }
 
 

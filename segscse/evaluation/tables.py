@@ -115,7 +115,7 @@ def same_conventions(tables: Sequence[pd.DataFrame], metric: str) -> dict[str, A
     """
     known: dict[str, Any] = {}
     for name in ("convention_version", "nsd_tolerance_mm"):
-        values = [table.attrs[name] for table in tables if table.attrs.get(name) is not None]
+        values = [value for value in (_scored_with(table, name) for table in tables) if value is not None]
         known[name] = values[0] if values else None
         matters = name == "convention_version" or metric in ("nsd", "nsd_area")
         if different := [value for value in values if value != values[0]]:
@@ -126,6 +126,17 @@ def same_conventions(tables: Sequence[pd.DataFrame], metric: str) -> dict[str, A
                 )
             known[name] = None
     return known
+
+
+def _scored_with(table: pd.DataFrame, name: str) -> Any:
+    """Return what a table says that it was scored with.
+
+    The third convention is the second but for cases without a prediction, which had no voxels in any label.
+    """
+    value = table.attrs.get(name)
+    if (name, value) == ("convention_version", 2) and "n_pred" in table:
+        return 2 if (table.groupby("case")["n_pred"].max() == 0).any() else 3
+    return value
 
 
 def _read_cases(file: Path) -> pd.DataFrame:

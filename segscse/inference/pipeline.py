@@ -25,7 +25,7 @@ from segscse.data.maps import write_map
 from segscse.data.network_grid import Prepared
 from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
-from segscse.errors import InputError, Interrupted, SegscseError, of_system, one_line
+from segscse.errors import OUT_OF_REACH, InputError, Interrupted, SegscseError, of_system, one_line
 from segscse.files import digest, only_writer, remove_leftovers, reserve, temporary_path
 from segscse.inference.ahead import ahead
 from segscse.inference.manifest import Manifest, digests, is_output, merge_parts
@@ -273,7 +273,7 @@ class _Run:
         if isinstance(error, SegscseError) and not isinstance(error, InputError):
             raise error  # a stop, or another process's failure
         _LOG.debug("%s failed", case.name, exc_info=error)
-        if isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, OSError) and error.errno in OUT_OF_REACH and error.filename is not None:
             error = of_system(error)
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         if not case.written and self.manifest.keep(case.name, case.inputs):

@@ -158,7 +158,7 @@ class SelectiveBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = ConvNormAct(spatial_dims, in_channels, out_channels, kernel_size=kernel_size, stride=stride)
-        self.select = SelectiveKernel(out_channels, spatial_dims=spatial_dims)
+        self.select = SelectiveKernel(out_channels, spatial_dims=spatial_dims, kernel_size=kernel_size)
         self.attention = attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

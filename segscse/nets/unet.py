@@ -35,7 +35,7 @@ class UNet(nn.Module):
         kernel_sizes: per stage, one odd number or one per axis. Default: 3.
         attention: a block's name for encoder and decoder, or a mapping from `encoder`, `bottleneck`,
             `decoder`, `decoder_concat`, `skip` to a name or a `(name, options)` pair; positions not named have none.
-        block: `plain` or `residual`.
+        block: `plain`, `residual` or `selective`.
         deep_supervision: in training mode, return a list of logits, finest first, instead of one tensor.
 
     Raises:

@@ -223,6 +223,7 @@ def require_room(
     cache: Path | None = None,
     runs: int = 1,
     beside: int = 1,
+    processes: int = 1,
 ) -> list[str]:
     """Refuse a training that cannot fit into memory or onto the disk, before anything is written.
 
@@ -238,6 +239,7 @@ def require_room(
         cache: where the cases lie that memory does not hold; in the run folder if not given.
         runs: runs of this size that the disk has to hold, such as the folds of a cross-validation; cases are shared.
         beside: runs of this size that share the memory; each may take its part of all that there is.
+        processes: that share a step, each on a GPU of its own.
 
     Returns:
         Warnings about what may not fit.
@@ -249,7 +251,7 @@ def require_room(
     found = estimate_training(planned, split, config, kept, n_weights)
     on_gpu = None
     if device.type == "cuda":
-        on_gpu = _gpu_warning(found)
+        on_gpu = _gpu_warning(found, processes)
         found = replace(found, step=0, batch=0, validation=0)
 
     def remedy(room: int) -> str:
@@ -269,16 +271,17 @@ def require_room(
     return [warning for warning in warnings if warning is not None]
 
 
-def _gpu_warning(found: TrainingEstimate) -> str | None:
-    """Return what to say where the GPU has too little free memory for a step or a validation."""
-    needed = found.weights + max(found.step + found.batch, found.validation)
+def _gpu_warning(found: TrainingEstimate, processes: int) -> str | None:
+    """Return what to say where the GPU has too little free memory for its part of a step, in fp32, or a validation."""
+    step = (found.step + found.batch) // processes
+    needed = found.weights + max(step, found.validation)
     free, _ = torch.cuda.mem_get_info()
     if needed <= free:
         return None
     smaller = "smaller --data.batch-size or --data.max-patch-voxels"
-    remedy = "coarser --data.spacing-mm" if found.validation > found.step + found.batch else smaller
+    remedy = "coarser --data.spacing-mm" if found.validation > step else smaller
     return (
-        f"training takes about {size_text(needed)} of the GPU's memory, and {size_text(free)} are free: it may end for "
+        f"training takes up to {size_text(needed)} of the GPU's memory, and {size_text(free)} are free: it may end for "
         f"lack of it. Give a {remedy}"
     )
 

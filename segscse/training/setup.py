@@ -139,7 +139,7 @@ def set_up(request: RunRequest, console: Console, held: ExitStack, world: int = 
     record = _record(planned, split, device, precision) | {"processes": world, "attention": network["attention"]}
     cache = request.cache or folder / "cache"
     setup = RunSetup(folder, config, planned, split, device, precision, network, record, cache)
-    many = {"runs": request.runs, "beside": request.beside}
+    many = {"runs": request.runs, "beside": request.beside, "processes": world}
     for text in require_room(planned, split, config, device, precision, folder, cache=request.cache, **many):
         warn(console, text)
     return _resumed(setup, console) if request.resume else setup

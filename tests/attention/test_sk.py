@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segscse.attention import build_attention
+from segscse.errors import InputError
 
 CONV = {2: F.conv2d, 3: F.conv3d}
 
@@ -40,6 +41,20 @@ def test_sk_reach_grows_with_the_branch():
         response = branch[0](spot) - branch[0](torch.zeros_like(spot))
         reach.append(int(response[0, 0].abs().gt(0).nonzero().sub(4).abs().max()))
     assert reach == [1, 2]
+
+
+def test_sk_reaches_over_no_axis_of_a_flat_kernel():
+    block = build_attention("sk", 1, spatial_dims=3, norm=None, kernel_size=(5, 3, 1))
+    spot = torch.zeros(1, 1, 11, 11, 11)
+    spot[..., 5, 5, 5] = 1.0
+    assert block(spot).shape == spot.shape
+    reach = []
+    for branch in block.branches:
+        response = branch[0](spot) - branch[0](torch.zeros_like(spot))
+        reach.append(response[0, 0].abs().gt(0).nonzero().sub(5).abs().amax(0).tolist())
+    assert reach == [[2, 1, 0], [4, 2, 0]]
+    with pytest.raises(InputError, match="kernel_size must be odd, got 4"):
+        build_attention("sk", 1, spatial_dims=3, kernel_size=4)
 
 
 @pytest.mark.parametrize("norm", ["group", "instance", "batch", None])

@@ -207,6 +207,17 @@ class TestAffine:
         _, label = random_affine(image, label, patch, (1.0, 1.0, 0.5), config, _draws(4))
         assert label.float().mean() > 0.99
 
+    @pytest.mark.parametrize("shape", [(64, 16), (16, 16, 64)])
+    def test_an_elongated_patch_is_zoomed_alike_along_all_axes(self, shape):
+        config = AugmentConfig(rotation_deg=0.0, scale=(1.5, 1.5), spatial_p=1.0)
+        axes = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in shape), indexing="ij")
+        ball = (sum(axis**2 for axis in axes) <= 16).float()[None, None]
+        spacing = (1.0,) * len(shape)
+        image, _ = random_affine(ball, ball[:, 0].to(torch.uint8), shape, spacing, config, _draws(1))
+        inside = (image[0, 0] > 0.5).nonzero()
+        widths = inside.amax(0) - inside.amin(0) + 1
+        assert set(widths.tolist()) == {12}
+
     def test_beyond_the_image_there_is_background(self):
         image, label = torch.ones(1, 1, 8, 8), torch.ones(1, 8, 8, dtype=torch.uint8)
         config = AugmentConfig(rotation_deg=0.0, scale=(0.5, 0.5), spatial_p=1.0)

@@ -125,6 +125,25 @@ def test_a_folder_that_cannot_be_read_is_named(fill, monkeypatch):
             ask(root / "scans")
 
 
+def test_a_locked_folder_beside_images_is_a_case_that_fails_by_itself(fill, monkeypatch):
+    root = fill("a.nii", "lost+found/b.nii")
+
+    def locked(whole, inside):
+        def ask(path):
+            if (path.parent if inside else path).name == "lost+found":
+                raise PermissionError(13, "Permission denied", str(path))
+            return whole(path)
+
+        return ask
+
+    monkeypatch.setattr(Path, "iterdir", locked(Path.iterdir, inside=False))
+    monkeypatch.setattr(Path, "is_file", locked(Path.is_file, inside=True))
+    assert set(find_inputs([root], 1)) == {"a", "lost+found"}
+    (root / "a.nii").unlink()
+    with pytest.raises(InputError, match=r"lost\+found: cannot be read"):
+        read_image(find_inputs([root], 1)["lost+found"][0])
+
+
 def test_a_linked_folder_has_the_links_name(fill):
     root = fill("store/a.nii")
     (root / "link").symlink_to(root / "store")

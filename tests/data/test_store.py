@@ -155,6 +155,9 @@ def test_what_a_killed_process_left_goes_and_what_another_writes_stays(tmp_path,
     os.utime(killed, (time() - 1.1 * DAY_S,) * 2)
     CaseStore(cases[:1], build_plan(), tmp_path, 0.0).prepare()
     assert {path.name for path in folder.iterdir()} == {"image.npy", "label.npy", "places.npy", at_work.name}
+    os.utime(at_work, (time() - 1.1 * DAY_S,) * 2)  # it was killed, too, and the case has been saved meanwhile
+    CaseStore(cases[:1], build_plan(), tmp_path, 0.0).prepare()
+    assert {path.name for path in folder.iterdir()} == {"image.npy", "label.npy", "places.npy"}
 
 
 def test_another_file_or_another_plan_is_another_entry(tmp_path, make_dataset, make_volume, build_plan):

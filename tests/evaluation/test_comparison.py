@@ -126,6 +126,10 @@ def test_other_tolerances_conventions_and_references_are_refused(folders, tmp_pa
     older.attrs["convention_version"] = 1
     with pytest.raises(InputError, match="different values of convention_version: 3 and 1"):
         compare(narrow, older)
+    older.attrs["convention_version"] = 2  # the same but for cases without a prediction
+    assert compare(older, narrow).convention_version == CONVENTION_VERSION
+    with pytest.raises(InputError, match="different values of convention_version: 2 and 3"):
+        compare(older.assign(n_pred=older["n_pred"] * (older["case"] != "a")), narrow)
     with pytest.raises(InputError, match="different references: of case a, label 1 has 64 voxels in one and 65"):
         compare(narrow, narrow.assign(n_ref=narrow["n_ref"] + (narrow["case"] == "a")))
 

@@ -36,6 +36,9 @@ def test_leaving_out_false_positives_does_not_look_better():
         assert (whole["n_missing_predictions"], fewer["n_missing_predictions"]) == (0, 1)
         assert fewer["mean_dice"] <= whole["mean_dice"]
         assert fewer["mean_hd95_penalised_mm"] >= whole["mean_hd95_penalised_mm"]
+        for share in ("iou", "precision", "specificity", "nsd", "nsd_area", "volume_similarity", "lesion_precision"):
+            assert fewer[f"mean_{share}"] <= whole[f"mean_{share}"], share
+        assert fewer["n_both_empty"] == (1 if left_out == "b" else 0)
 
 
 @pytest.mark.parametrize("worst_first", [True, False])
@@ -90,7 +93,7 @@ def test_summary_is_json_and_hand_worked(folders):
     assert summary["overall"]["mean_dice"] == pytest.approx((1.75 / 3 + (1 + 2 / 3) / 3) / 2)
     assert summary["overall"]["n_missed"] == 2
     assert left["iou"]["mean"] == pytest.approx((1 + 0.6 + 0) / 3)
-    assert (left["precision"]["n"], left["precision"]["mean"]) == (2, pytest.approx(0.875))
+    assert (left["precision"]["n"], left["precision"]["mean"]) == (3, pytest.approx((1 + 0.75 + 0) / 3))
     assert (summary["nsd_tolerance_mm"], summary["convention"]) == (1.0, CONVENTION)
     assert summary["definitions"].keys() == set(table.columns)
     assert diagonal_mm_of(table).tolist() == pytest.approx([diagonal] * 6)

@@ -67,6 +67,11 @@ def test_a_selective_block_has_a_selective_kernel_in_place_of_its_second_convolu
     torch.testing.assert_close(block(x), block.attention(mixed))
 
 
+def test_a_selective_block_has_its_stages_kernel():
+    block = _block("selective", kernel_size=(1, 3, 3))
+    assert [tuple(branch[0].kernel_size) for branch in block.select.branches] == [(1, 3, 3)] * 2
+
+
 def test_the_gate_sees_a_map_whose_channel_means_differ():
     """Straight after an instance normalisation they would all be the same, and a squeeze would see nothing."""
     block = _block("plain", attention="cse")

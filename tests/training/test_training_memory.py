@@ -213,6 +213,9 @@ class TestRequireRoom:
             gpu = torch.device("cuda")
             told.append(require_room(trained.planned, trained.split, config, gpu, "fp32", tmp_path / "run"))
         assert told[0] == []
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (16 * 10**8, 10**11))
+        many = require_room(trained.planned, trained.split, config, gpu, "fp32", tmp_path / "run", processes=2)
+        assert bool(many) is (validation > 10**8)  # each process takes half of a step
         assert f"of the GPU's memory, and 1.00 GB are free: it may end for lack of it. Give {remedy}" in told[1][0]
 
     def test_every_fold_needs_its_disk(self, trained, tmp_path, monkeypatch):
