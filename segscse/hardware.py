@@ -159,7 +159,7 @@ def working_device(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"device {device.type!r} cannot be used ({reason})",
-            remedy="Free it if another process fills it, install a torch that is built for it, or take the CPU: "
+            remedy="Install a torch that is built for it, free it if others fill it, or take the CPU: "
             "--train.device cpu, or --device cpu",
         ) from error
     return device

@@ -51,7 +51,7 @@ def test_a_gpu_whose_driver_does_not_fit_is_counted(monkeypatch):
 
 
 def test_bf16_is_refused_on_apples_gpu():
-    with pytest.raises(InputError, match=r"bf16 cannot be used on device 'mps'\. Leave --train\.precision at auto"):
+    with pytest.raises(InputError, match=r"bf16 cannot be used on device 'mps'\. Leave the precision at auto"):
         pick_precision("bf16", torch.device("mps"))
 
 
