@@ -276,7 +276,8 @@ def load_config(*paths: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         overrides: nested mapping that wins over all files.
 
     Raises:
-        InputError: a file cannot be read, a key is unknown, or a value is not allowed; the file is named.
+        InputError: a file cannot be read, a key is unknown, or a value is not allowed; the file is named
+            where `overrides` cannot be the cause.
     """
     sources = [(path, path) if isinstance(path, Mapping) else (read_yaml(path), path) for path in paths]
     if overrides:

@@ -67,6 +67,11 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
+def real_path(path: Path) -> Path:
+    """Return a path without links; one that is in a loop of them stays, where `Path.resolve` would fail."""
+    return Path(os.path.realpath(path))
+
+
 def remove_leftovers(*folders: Path, unchanged_s: float = 0.0) -> int:
     """Remove what killed writers left in these folders, known by its name, and return how many there were.
 

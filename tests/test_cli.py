@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command import refused
 from tiny import SETTINGS, dataset, tiny_case, tiny_config, trained, write_dataset  # noqa: F401, fixtures
 from volumes import write_volume
 
@@ -44,17 +44,6 @@ def config(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**SETTINGS, "train": {**SETTINGS["train"], "max_steps": 20}}))
     return path
-
-
-def _refused(capsys, *arguments, code=2):
-    """Run a command that must fail with one line on standard error; return the line."""
-    assert run([str(argument) for argument in arguments]) == code
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("segscse: ")
-    return lines[0]
 
 
 class TestHelp:
@@ -138,10 +127,10 @@ class TestCompare:
         (tmp_path / "s.csv").write_text("case,subject\n" + "".join(f"c{i},s{i // 2}\n" for i in range(20)))
         assert run(["compare", *scores[:2], "--subjects", str(tmp_path / "s.csv")]) == 0
         assert "20 (10 subjects)" in capsys.readouterr().out
-        assert "unknown metric 'hd95_mm'; allowed: dice" in _refused(capsys, "compare", *scores, "--metric", "hd95_mm")
+        assert "unknown metric 'hd95_mm'; allowed: dice" in refused(capsys, "compare", *scores, "--metric", "hd95_mm")
 
-    def test_one_evaluation_is_refused(self, scores, capsys):
-        assert "two evaluations or more" in _refused(capsys, "compare", scores[0])
+    def test_one_evaluation_isrefused(self, scores, capsys):
+        assert "two evaluations or more" in refused(capsys, "compare", scores[0])
 
 
 class TestTrain:
@@ -197,26 +186,26 @@ class TestTrain:
     )
     def test_what_cannot_be_is_one_line_and_leaves_no_folder(self, flags, expected, dataset, config, tmp_path, capsys):
         out = tmp_path / "run"
-        line = _refused(capsys, "train", dataset, "--out", out, "--config", config, *flags)
+        line = refused(capsys, "train", dataset, "--out", out, "--config", config, *flags)
         assert expected in line
         assert not out.exists()
 
     def test_an_unknown_key_names_its_file(self, dataset, tmp_path, capsys):
         (tmp_path / "bad.yaml").write_text("model:\n  base_featurs: 8\n")
-        line = _refused(capsys, "train", dataset, "--out", tmp_path / "run", "--config", tmp_path / "bad.yaml")
+        line = refused(capsys, "train", dataset, "--out", tmp_path / "run", "--config", tmp_path / "bad.yaml")
         assert "bad.yaml" in line
         assert "base-featurs" in line or "base_featurs" in line
         assert not (tmp_path / "run").exists()
 
-    def test_a_used_folder_is_refused(self, dataset, config, trained, capsys):
-        line = _refused(capsys, "train", dataset, "--out", trained.folder, "--config", config)
+    def test_a_used_folder_isrefused(self, dataset, config, trained, capsys):
+        line = refused(capsys, "train", dataset, "--out", trained.folder, "--config", config)
         assert "already exists and is not empty" in line
 
 
 class TestBadData:
     def test_no_such_data_set(self, tmp_path, capsys):
         for verb in ("check", "plan", "train"):
-            assert "no such data set" in _refused(
+            assert "no such data set" in refused(
                 capsys, verb, tmp_path / "none", "--out" if verb != "check" else "--json", tmp_path / "out"
             )
         assert not (tmp_path / "out").exists()
@@ -225,7 +214,7 @@ class TestBadData:
         data = write_dataset(tmp_path / "data")
         victim = data / "imagesTr" / "case_2.nii.gz"
         victim.write_bytes(victim.read_bytes()[:-200])
-        line = _refused(capsys, "train", data, "--out", tmp_path / "run")
+        line = refused(capsys, "train", data, "--out", tmp_path / "run")
         assert "case_2.nii.gz" in line
         assert not (tmp_path / "run").exists()
         assert run(["check", str(data)]) == 2
@@ -233,7 +222,7 @@ class TestBadData:
     def test_a_label_of_another_shape(self, tmp_path, capsys):
         data = write_dataset(tmp_path / "data")
         write_volume(data / "labelsTr" / "case_3.nii.gz", np.ones((16, 20, 11), np.uint8), np.eye(4))
-        line = _refused(capsys, "plan", data, "--out", tmp_path / "plan.json")
+        line = refused(capsys, "plan", data, "--out", tmp_path / "plan.json")
         assert "case_3.nii.gz" in line
         assert "different grids" in line
         assert not (tmp_path / "plan.json").exists()
@@ -241,7 +230,7 @@ class TestBadData:
     def test_a_missing_label(self, tmp_path, capsys):
         data = write_dataset(tmp_path / "data")
         (data / "labelsTr" / "case_1.nii.gz").unlink()
-        line = _refused(capsys, "train", data, "--out", tmp_path / "run")
+        line = refused(capsys, "train", data, "--out", tmp_path / "run")
         assert "case_1" in line
         assert "missing" in line
 
@@ -261,7 +250,7 @@ class TestPredict:
         for index in range(2):
             write_volume(tmp_path / "in" / f"s{index}.nii.gz", tiny_case(index)[0], np.eye(4))
         (tmp_path / "in" / "s0.nii.gz").write_bytes(b"\x1f\x8bbroken")
-        line = _refused(capsys, "predict", trained.folder, tmp_path / "in", "--out", tmp_path / "out")
+        line = refused(capsys, "predict", trained.folder, tmp_path / "in", "--out", tmp_path / "out")
         assert "s0" in line
         assert {path.name for path in (tmp_path / "out").iterdir()} == {"s1.nii.gz", "quality.csv", "predictions.json"}
         assert set(np.unique(np.asarray(nib.load(tmp_path / "out" / "s1.nii.gz").dataobj))) <= {0, 2, 5}
@@ -282,18 +271,18 @@ class TestPredict:
 
     def test_a_limit_that_is_too_small_is_one_line(self, trained, dataset, tmp_path, capsys):
         arguments = ["predict", trained.folder, dataset / "imagesTr", "--out", tmp_path / "out", "--memory"]
-        assert "Give at least --memory" in _refused(capsys, *arguments, "5MB")
-        assert "must be a size" in _refused(capsys, *arguments, "little")
+        assert "Give at least --memory" in refused(capsys, *arguments, "5MB")
+        assert "must be a size" in refused(capsys, *arguments, "little")
         assert not (tmp_path / "out").exists()
 
     def test_no_model_there(self, dataset, tmp_path, capsys):
-        line = _refused(capsys, "predict", tmp_path, dataset / "imagesTr", "--out", tmp_path / "out")
+        line = refused(capsys, "predict", tmp_path, dataset / "imagesTr", "--out", tmp_path / "out")
         assert "holds no model" in line
         assert not (tmp_path / "out").exists()
 
     def test_the_input_folder_is_no_output(self, trained, dataset, capsys):
         images = dataset / "imagesTr"
-        assert "holds the inputs" in _refused(capsys, "predict", trained.folder, images, "--out", images)
+        assert "holds the inputs" in refused(capsys, "predict", trained.folder, images, "--out", images)
 
 
 class TestBlocks:
@@ -333,81 +322,8 @@ class TestBlocks:
     )
     def test_what_cannot_be_is_one_line(self, flags, expected, tmp_path, capsys, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert expected in _refused(capsys, "blocks", *flags)
+        assert expected in refused(capsys, "blocks", *flags)
         assert list(tmp_path.iterdir()) == []
-
-
-class TestUsage:
-    def test_an_unknown_verb(self, capsys):
-        assert "trian" in _refused(capsys, "trian")
-
-    def test_a_name_that_no_file_can_have(self, tmp_path, capsys):
-        for arguments in (["check", "x" * 300], ["predict", "x" * 300, "a.nii.gz", "--out", str(tmp_path / "o")]):
-            line = _refused(capsys, *arguments)
-            assert "cannot be used (File name too long)" in line
-
-    def test_links_in_a_circle(self, trained, dataset, tmp_path, capsys):
-        (tmp_path / "loop").symlink_to(tmp_path / "loop")
-        scan, model = dataset / "imagesTr" / "case_0.nii.gz", trained.folder
-        line = _refused(capsys, "predict", model, scan, "--out", tmp_path / "loop" / "x", "--device", "cpu")
-        assert "loop" in line
-        assert "internal error" not in line
-
-    def test_a_tilde_after_a_sign_is_the_home_folder(self, dataset, tmp_path, capsys, monkeypatch):
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        monkeypatch.chdir(tmp_path)
-        (tmp_path / "home").mkdir()
-        assert run(["plan", str(dataset), "--out=~/plan.json"]) == 0
-        assert [path.name for path in tmp_path.iterdir()] == ["home"]
-        assert (tmp_path / "home" / "plan.json").is_file()
-
-    def test_labels_named_twice_or_beyond_64_bits(self, tmp_path, capsys):
-        folders = ["--pred", tmp_path, "--ref", tmp_path, "--out", tmp_path / "o"]
-        assert "--names names a label twice" in _refused(capsys, "evaluate", *folders, "--names", "1=a,1=b")
-        assert "below 2**63, got '9223372036854775808'" in _refused(
-            capsys, "evaluate", *folders, "--labels", "1,9223372036854775808"
-        )
-
-    def test_nobody_to_say_it_to(self, dataset, tmp_path, monkeypatch):
-        monkeypatch.setattr("sys.stdout", None)
-        assert run(["plan", str(dataset), "--out", str(tmp_path / "plan.json")]) == 0
-
-    def test_a_missing_argument(self, capsys):
-        assert "dataset" in _refused(capsys, "plan").lower()
-
-    def test_an_unknown_flag(self, dataset, capsys):
-        assert "--nonsense" in _refused(capsys, "check", dataset, "--nonsense", "1")
-
-    def test_debug_adds_the_traceback_and_keeps_the_exit_code(self, tmp_path, capsys):
-        assert run(["check", str(tmp_path / "none"), "--debug"]) == 2
-        assert "Traceback" in capsys.readouterr().err
-
-    def test_a_defect_of_ours_is_exit_code_1_and_one_line(self, dataset, tmp_path, capsys, monkeypatch):
-        def broken(*arguments, **options):
-            raise ZeroDivisionError("division by zero")
-
-        monkeypatch.setattr("segscse.data.examine.examine_dataset", broken)
-        line = _refused(capsys, "check", dataset, code=1)
-        assert "internal error: ZeroDivisionError: division by zero (see --debug)" in line
-
-    def test_memory_that_runs_out_is_named(self, dataset, capsys, monkeypatch):
-        monkeypatch.setattr("segscse.data.examine.examine_dataset", lambda *_, **__: bytearray(2**62))
-        line = _refused(capsys, "check", dataset)
-        assert line.startswith("segscse: memory ran out (MemoryError). Free memory or do less at once")
-
-    def test_ctrl_c_outside_of_training_is_130(self, dataset, capsys, monkeypatch):
-        def interrupted(*arguments, **options):
-            os.kill(os.getpid(), signal.SIGINT)
-
-        monkeypatch.setattr("segscse.data.examine.examine_dataset", interrupted)
-        assert _refused(capsys, "check", dataset, code=130) == "segscse: stopped"
-
-    def test_the_demonstration_refuses_a_bad_budget_in_one_line(self, tmp_path, capsys):
-        assert "duration" in _refused(capsys, "demo", "--out", tmp_path / "demo", "--budget", "soon")
-        assert not (tmp_path / "demo").exists()
-
-    def test_an_unknown_public_data_set_is_refused(self, tmp_path, capsys):
-        assert "liverr" in _refused(capsys, "fetch", "liverr", "--out", tmp_path / "data")
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 from segscse.data.io import image_stem, image_suffix, list_images
 from segscse.errors import InputError
-from segscse.files import read_json
+from segscse.files import read_json, real_path
 
 # Folder names that hold images and label maps side by side, tried in this order.
 FOLDER_PAIRS = (
@@ -210,18 +209,13 @@ def _inside(root: Path, item: Any, file: Path) -> Path:
         raise InputError(f"a file must be named by text, got {item!r}", file=file, remedy="Correct the entry")
     path = root / item
     # A share of another machine, or another drive, is refused by its name: on Windows to look at it means to log in.
-    if PureWindowsPath(item).drive or not real(path).is_relative_to(real(root)):
+    if PureWindowsPath(item).drive or not real_path(path).is_relative_to(real_path(root)):
         raise InputError(
             f"names a file outside the data set: {item!r}",
             file=file,
             remedy="Use paths below dataset.json, or a CSV",
         )
     return path
-
-
-def real(path: Path) -> Path:
-    """Return a path without links; one that is in a loop of them stays, where `Path.resolve` would fail."""
-    return Path(os.path.realpath(path))
 
 
 def _is_there(path: Path) -> bool:
@@ -252,10 +246,10 @@ def _msd_cases(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], 
 
 def _unlisted(root: Path, cases: Sequence[Case]) -> list[tuple[str, str, str]]:
     """Return a problem for each image in imagesTr that no case has."""
-    listed = {real(path) for case in cases for path in case.images}
+    listed = {real_path(path) for case in cases for path in case.images}
     paths = list_images(root / "imagesTr").values() if (root / "imagesTr").is_dir() else ()
     problem = "lies in imagesTr but dataset.json does not list it"
-    return [(image_stem(path), str(path), problem) for path in paths if real(path) not in listed]
+    return [(image_stem(path), str(path), problem) for path in paths if real_path(path) not in listed]
 
 
 def _nnunet_listed(root: Path, entries: Any, file: Path) -> tuple[tuple[Case, ...], tuple[tuple[str, str, str], ...]]:

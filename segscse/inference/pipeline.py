@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from segscse.data.network_grid import Prepared
 from segscse.data.notes import case_note, same_but_case
 from segscse.data.output import OutputFormat, output_suffix
 from segscse.errors import OUT_OF_REACH, InputError, Interrupted, SegscseError, of_system, one_line
-from segscse.files import digest, only_writer, remove_leftovers, reserve, temporary_path
+from segscse.files import digest, only_writer, real_path, remove_leftovers, reserve, temporary_path
 from segscse.inference.ahead import ahead
 from segscse.inference.manifest import Manifest, digests, is_output, merge_parts
 from segscse.inference.memory import MAP_BYTES, window_bytes
@@ -347,9 +346,8 @@ def _refuse_overwriting(cases: Mapping[str, Sequence[Path]], out: Path) -> None:
     for files in cases.values():
         for file in files:
             # A file that is a link: the label map would take the link's place.
-            # `realpath` leaves a loop of links as it is, where `resolve` fails.
-            itself = Path(os.path.realpath(file))
-            if Path(os.path.realpath(out)) in (itself, itself.parent, Path(os.path.realpath(file.absolute().parent))):
+            itself = real_path(file)
+            if real_path(out) in (itself, itself.parent, real_path(file.absolute().parent)):
                 raise InputError(
                     "the output folder holds the inputs", file=out, remedy="Give another folder with --out"
                 )

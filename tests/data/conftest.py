@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny import dataset, trained  # noqa: F401, fixtures
@@ -13,3 +15,20 @@ def fill(tmp_path, make_volume):
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def lock(monkeypatch):
+    """Return a function that makes a method of `Path` fail for paths of a name, or for what lies in a folder of it."""
+
+    def refuse(method, name, *, inside=False):
+        whole = getattr(Path, method)
+
+        def ask(path):
+            if (path.parent if inside else path).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return whole(path)
+
+        monkeypatch.setattr(Path, method, ask)
+
+    return refuse

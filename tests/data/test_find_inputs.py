@@ -1,7 +1,6 @@
 """What `predict` takes for cases: files, folders and CSV files."""
 
 import pickle
-from pathlib import Path
 
 import pytest
 
@@ -108,16 +107,9 @@ class TestInputs:
             find_inputs([root / "x" / "a.nii.gz", root / "y" / "a.nii.gz"], 1)
 
 
-def test_a_folder_that_cannot_be_read_is_named(fill, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_named(fill, lock):
     root = fill("scans/a.nii", "other/b.nii")
-    listed = Path.iterdir
-
-    def refused(path):
-        if path.name == "scans":
-            raise PermissionError(13, "Permission denied", str(path))
-        return listed(path)
-
-    monkeypatch.setattr(Path, "iterdir", refused)
+    lock("iterdir", "scans")
     found = list_images(root)  # one inside a folder is a case that fails by itself
     asks = (list_images, lambda folder: find_inputs([folder], 1), lambda folder: read_image(found[folder.name]))
     for ask in asks:
@@ -125,19 +117,10 @@ def test_a_folder_that_cannot_be_read_is_named(fill, monkeypatch):
             ask(root / "scans")
 
 
-def test_a_locked_folder_beside_images_is_a_case_that_fails_by_itself(fill, monkeypatch):
+def test_a_locked_folder_beside_images_is_a_case_that_fails_by_itself(fill, lock):
     root = fill("a.nii", "lost+found/b.nii")
-
-    def locked(whole, inside):
-        def ask(path):
-            if (path.parent if inside else path).name == "lost+found":
-                raise PermissionError(13, "Permission denied", str(path))
-            return whole(path)
-
-        return ask
-
-    monkeypatch.setattr(Path, "iterdir", locked(Path.iterdir, inside=False))
-    monkeypatch.setattr(Path, "is_file", locked(Path.is_file, inside=True))
+    lock("iterdir", "lost+found")
+    lock("is_file", "lost+found", inside=True)
     assert set(find_inputs([root], 1)) == {"a", "lost+found"}
     (root / "a.nii").unlink()
     with pytest.raises(InputError, match=r"lost\+found: cannot be read"):

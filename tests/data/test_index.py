@@ -90,19 +90,12 @@ class TestMsd:
             ("extra", str(root / "imagesTr" / "extra.nii.gz"), "lies in imagesTr but dataset.json does not list it"),
         )
 
-    def test_listed_files_out_of_reach_are_missing_and_the_others_are_read(self, make_dataset, monkeypatch):
+    def test_listed_files_out_of_reach_are_missing_and_the_others_are_read(self, make_dataset, lock):
         root = make_dataset()
         for name in ("case_1", "case_2"):
             (root / "imagesTr" / f"{name}.nii.gz").unlink()
         (root / "imagesTr" / "case_1.nii.gz").symlink_to(root / "imagesTr" / "case_1.nii.gz")
-        exists = Path.exists
-
-        def locked(path):
-            if path.name == "case_2.nii.gz":
-                raise PermissionError(13, "Permission denied", str(path))
-            return exists(path)
-
-        monkeypatch.setattr(Path, "exists", locked)
+        lock("exists", "case_2.nii.gz")
         found = {(case, Path(file).parent.name) for case, file, _ in open_dataset(root).problems}
         assert found == {("case_1", "imagesTr"), ("case_2", "imagesTr"), ("case_2", "labelsTr")}
 

@@ -57,17 +57,10 @@ class TestNames:
         with pytest.raises(InputError, match=r"shares the name 'a' with a\.nii\. Keep one"):
             list_images(tmp_path)
 
-    def test_a_folder_in_it_that_cannot_be_looked_into_is_not_passed_over(self, tmp_path, monkeypatch):
+    def test_a_folder_in_it_that_cannot_be_looked_into_is_not_passed_over(self, tmp_path, lock):
         (tmp_path / "series").mkdir()
         (tmp_path / "a.nii").touch()
-        listed = Path.iterdir
-
-        def locked(path):
-            if path.name == "series":
-                raise PermissionError(13, "Permission denied", str(path))
-            return listed(path)
-
-        monkeypatch.setattr(Path, "iterdir", locked)
+        lock("iterdir", "series")
         assert list(list_images(tmp_path)) == ["a", "series"]
         with pytest.raises(InputError, match=r"series: cannot be read \(Permission denied\)"):
             read_image(tmp_path / "series")
